@@ -1,0 +1,60 @@
+"""The errors that a user can cause or cure, each one line: what happened, to what, what to do next.
+
+A module turns them into ``fail_json`` once, the command line into one line on
+standard error and an exit code. Anything else that escapes is a defect.
+"""
+
+from typing import Optional
+
+
+class ModelfleetError(Exception):
+    """Raised when something failed for a reason that can be told in one line.
+
+    ``cure`` says what to do next; it is appended to the message.
+    """
+
+    def __init__(self, message: str, cure: Optional[str] = None) -> None:
+        self.message = message
+        self.cure = cure
+        super().__init__(message if cure is None else f"{message}; {cure}")
+
+
+class ConfigurationError(ModelfleetError):
+    """Raised when what the user wrote cannot be meant: an unknown model, a malformed source, a bad value."""
+
+
+class UnsafePathError(ModelfleetError):
+    """Raised when a path is not what it must be: a file in place of a directory, or a symlink another account controls."""
+
+    def __init__(self, path: str, message: str, cure: Optional[str] = None) -> None:
+        self.path = path
+        super().__init__(f"{path}: {message}", cure)
+
+
+class IntegrityError(ModelfleetError):
+    """Raised when bytes are not the bytes that the lock pins."""
+
+    def __init__(self, name: str, expected: str, found: str) -> None:
+        self.name = name
+        self.expected = expected
+        self.found = found
+        super().__init__(
+            f"{name}: expected {expected}, found {found}",
+            "nothing was published; check the source, or pin the right hash with a new lock",
+        )
+
+
+class FetchError(ModelfleetError):
+    """Raised when a source cannot be reached or does not hold what it should."""
+
+
+class RuntimeBuildError(ModelfleetError):
+    """Raised when the managed environment cannot be built or installed."""
+
+
+class EnvFileError(ModelfleetError):
+    """Raised when an environment file cannot be read as one, or a value cannot be written to it safely."""
+
+
+class InferenceError(ModelfleetError):
+    """Raised when a proof of inference cannot be run or does not give what is expected."""

@@ -1,0 +1,1 @@
+"""Sources of model files, and the transfer into the store's temporary folder."""

@@ -1,0 +1,1 @@
+"""Pure parsers of recorded text, and the probe that feeds them."""

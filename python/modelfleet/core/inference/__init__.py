@@ -1,0 +1,1 @@
+"""Proofs of inference, each run in a child process of the managed environment."""

@@ -1,0 +1,1 @@
+"""The model store: layout, safe creation, manifest, lock, publishing."""
