@@ -1,0 +1,128 @@
+"""Acting as the account that owns something, never as root where that is not needed.
+
+Root creates the first directory and gives it away; everything under it is
+written with the owner's own rights. So a symlink that the owner plants can
+harm the owner only, and a race by a third account has nothing of root's to win.
+"""
+
+import contextlib
+import ctypes
+import os
+import pwd
+from typing import Callable, Iterator, List, Mapping, NamedTuple, Optional
+
+from .errors import ConfigurationError
+
+_PR_SET_NO_NEW_PRIVS = 38  # linux/prctl.h
+
+
+class Account(NamedTuple):
+    """A user account of the host: name, numeric user and primary group, home directory."""
+
+    name: str
+    uid: int
+    gid: int
+    home: str
+
+
+def _account(entry: pwd.struct_passwd) -> Account:
+    return Account(entry.pw_name, entry.pw_uid, entry.pw_gid, entry.pw_dir)
+
+
+def current_account() -> Account:
+    """Return the account of the effective user; one without a passwd entry gets its number as name."""
+    try:
+        return _account(pwd.getpwuid(os.geteuid()))
+    except KeyError:
+        return Account(str(os.geteuid()), os.geteuid(), os.getegid(), os.path.expanduser("~"))
+
+
+def find_account(name: str) -> Account:
+    """Return the account called ``name``; raises ConfigurationError where there is none."""
+    try:
+        return _account(pwd.getpwnam(name))
+    except KeyError:
+        raise ConfigurationError(f"there is no account named {name!r} on this host", "create it, or name another") from None
+
+
+def account_of_path(path: str) -> Account:
+    """Return the account that owns ``path`` (not following a symlink); raises OSError where it is missing."""
+    status = os.lstat(path)
+    try:
+        return _account(pwd.getpwuid(status.st_uid))
+    except KeyError:
+        return Account(str(status.st_uid), status.st_uid, status.st_gid, "/")
+
+
+@contextlib.contextmanager
+def acting_as(account: Account) -> Iterator[None]:
+    """Do what follows with ``account``'s effective rights; nothing changes where they are ours already.
+
+    For the file system only: what runs as a program is started with
+    ``dropping_to``, which leaves no way back.
+    """
+    if os.geteuid() == account.uid:
+        yield
+        return
+    user, group, groups = os.geteuid(), os.getegid(), os.getgroups()
+    os.setgroups(_groups_of(account))
+    os.setegid(account.gid)
+    os.seteuid(account.uid)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+        os.setegid(group)
+        os.setgroups(groups)
+
+
+def dropping_to(account: Account, before: Optional[Callable[[], None]] = None) -> Callable[[], None]:
+    """Return a ``preexec_fn`` that leaves the child with ``account``'s rights alone, for good.
+
+    ``before`` runs first, still with the rights that we have (to enter a
+    namespace, say). All that needs an import or the account database is
+    looked up here, before the fork.
+    """
+    change_user = os.geteuid() != account.uid
+    groups = _groups_of(account) if change_user else []
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def drop() -> None:
+        if before is not None:
+            before()
+        if change_user:
+            os.setgroups(groups)
+            os.setgid(account.gid)
+            os.setuid(account.uid)
+        if hasattr(libc, "prctl"):
+            libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        os.umask(0o022)
+
+    return drop
+
+
+def environment_for(account: Account, inherited: Mapping[str, str]) -> "dict[str, str]":
+    """Return the environment for a program run as ``account``.
+
+    Of what we have, only the language, the search path and what reaches a
+    package index pass: no token, no credentials of another account.
+    """
+    passed = {
+        name: value
+        for name, value in inherited.items()
+        if name in _PASSED or name.startswith(_PASSED_PREFIXES) and "TOKEN" not in name
+    }
+    passed.setdefault("PATH", "/usr/local/bin:/usr/bin:/bin")
+    passed.update(HOME=account.home, USER=account.name, LOGNAME=account.name)
+    return passed
+
+
+_PASSED = frozenset(
+    ["PATH", "LANG", "LC_ALL", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"]
+    + [form(name) for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY") for form in (str.upper, str.lower)]
+)
+_PASSED_PREFIXES = ("PIP_",)
+
+
+def _groups_of(account: Account) -> List[int]:
+    return os.getgrouplist(account.name, account.gid)
