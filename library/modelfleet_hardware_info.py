@@ -1,0 +1,111 @@
+#!/usr/bin/python
+# Copyright: modelfleet contributors
+# Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
+
+DOCUMENTATION = r"""
+---
+module: modelfleet_hardware_info
+short_description: Probe the hardware of a host
+description:
+  - Reads processors, memory, storage, operating system and display devices from C(/proc) and C(/sys),
+    and returns them as the fact C(modelfleet_hardware).
+  - Needs no privileges and starts no process on Linux. On macOS it asks C(sysctl) and C(sw_vers).
+  - What cannot be read is V(null), with the reason in C(unknown) under its dotted name. Nothing is guessed.
+version_added: "0.1.0"
+author:
+  - modelfleet contributors
+options:
+  model_root:
+    description:
+      - Where the models are or will be kept. The storage below it is described. It need not exist.
+      - Empty means the default place, C(/opt/ashley-ai/models) for root and
+        C(~/.local/share/ashley-ai/models) for another account.
+    type: path
+    default: ""
+  root:
+    description:
+      - Directory that holds a recorded C(/proc) and C(/sys). V(/) is the running machine.
+    type: path
+    default: /
+attributes:
+  check_mode:
+    description: Can run in check mode and return the same result.
+    support: full
+  diff_mode:
+    description: Returns details on what has changed.
+    support: none
+    details: Nothing is ever changed.
+  facts:
+    description: Returns an C(ansible_facts) dictionary.
+    support: full
+  idempotent:
+    description: A second run changes nothing.
+    support: full
+  platform:
+    description: Target systems.
+    platforms: posix
+    support: full
+"""
+
+EXAMPLES = r"""
+- name: Probe the hardware
+  modelfleet_hardware_info:
+
+- name: Describe the disk that will hold the models
+  modelfleet_hardware_info:
+    model_root: /srv/models
+
+- name: Read the record of another machine
+  modelfleet_hardware_info:
+    root: /tmp/recorded-machine
+"""
+
+RETURN = r"""
+ansible_facts:
+  description: The fact that the roles read.
+  returned: success
+  type: dict
+  contains:
+    modelfleet_hardware:
+      description:
+        - C(accelerators), C(cpu), C(memory), C(storage), C(os), C(python) and C(account) of the host;
+          C(unknown) with the reasons for what could not be read; C(probed_at); C(schema_version).
+        - Sizes are whole bytes, times RFC 3339 in UTC.
+      type: dict
+      sample:
+        schema_version: 1
+        probed_at: "2026-01-31T12:00:00Z"
+        cpu:
+          model: AMD Ryzen 9 7950X 16-Core Processor
+          physical_cores: 16
+        accelerators:
+          - vendor: nvidia
+            driver: nvidia
+            pci:
+              address: "0000:01:00.0"
+        unknown:
+          storage.kind: vda is a virtual disk; its host does not tell what it lies on
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.modelfleet.core.hardware.probe import probe
+from ansible.module_utils.modelfleet.core.hardware.profile import profile_to_dict
+from ansible.module_utils.modelfleet.core.store.layout import resolve_store_path
+
+
+def get_argument_spec():
+    return {
+        "model_root": {"type": "path", "default": ""},
+        "root": {"type": "path", "default": "/"},
+    }
+
+
+def main():
+    module = AnsibleModule(argument_spec=get_argument_spec(), supports_check_mode=True)
+    model_root = resolve_store_path(module.params["model_root"])
+    profile = profile_to_dict(probe(model_root, root=module.params["root"]))
+    module.exit_json(changed=False, ansible_facts={"modelfleet_hardware": profile})
+
+
+if __name__ == "__main__":
+    main()
