@@ -9,7 +9,7 @@ import contextlib
 import ctypes
 import os
 import pwd
-from typing import Callable, Iterator, List, Mapping, NamedTuple, Optional
+from typing import Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional
 
 from .errors import ConfigurationError
 
@@ -83,14 +83,17 @@ def dropping_to(account: Account, before: Optional[Callable[[], None]] = None) -
     namespace, say). All that needs an import or the account database is
     looked up here, before the fork.
     """
-    change_user = os.geteuid() != account.uid
-    groups = _groups_of(account) if change_user else []
+    from_root = os.getuid() == 0 and account.uid != 0
+    groups = _groups_of(account) if from_root else []
     libc = ctypes.CDLL(None, use_errno=True)
 
     def drop() -> None:
+        if from_root:
+            # We may be acting as the account already; only root may give up root for good.
+            os.seteuid(0)
         if before is not None:
             before()
-        if change_user:
+        if from_root:
             os.setgroups(groups)
             os.setgid(account.gid)
             os.setuid(account.uid)
@@ -101,27 +104,21 @@ def dropping_to(account: Account, before: Optional[Callable[[], None]] = None) -
     return drop
 
 
-def environment_for(account: Account, inherited: Mapping[str, str]) -> "dict[str, str]":
+def environment_for(account: Account, inherited: Mapping[str, str]) -> Dict[str, str]:
     """Return the environment for a program run as ``account``.
 
-    Of what we have, only the language, the search path and what reaches a
-    package index pass: no token, no credentials of another account.
+    Of what we have, only the language, the search path, certificates and
+    proxies pass: no token, no setting of another account's tools.
     """
-    passed = {
-        name: value
-        for name, value in inherited.items()
-        if name in _PASSED or name.startswith(_PASSED_PREFIXES) and "TOKEN" not in name
-    }
+    passed = {name: value for name, value in inherited.items() if name in _PASSED}
     passed.setdefault("PATH", "/usr/local/bin:/usr/bin:/bin")
     passed.update(HOME=account.home, USER=account.name, LOGNAME=account.name)
     return passed
 
 
-_PASSED = frozenset(
-    ["PATH", "LANG", "LC_ALL", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"]
-    + [form(name) for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY") for form in (str.upper, str.lower)]
-)
-_PASSED_PREFIXES = ("PIP_",)
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+_CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+_PASSED = frozenset(("PATH", "LANG", "LC_ALL", *_CERTIFICATES, *_PROXIES, *(name.upper() for name in _PROXIES)))
 
 
 def _groups_of(account: Account) -> List[int]:

@@ -111,7 +111,7 @@ class PciFunction:
 
 @dataclass
 class Accelerator:
-    """A GPU. ``driver`` is the kernel driver bound to it, ``None``: none is. ``pci``: ``None`` where it is on no bus."""
+    """A GPU. ``driver`` is the kernel driver bound to it, ``None``: none is. ``pci``: ``None``, it is on no bus."""
 
     vendor: str
     name: Optional[str] = None

@@ -1,0 +1,155 @@
+#!/usr/bin/python
+# Copyright: the modelfleet contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The models that a host keeps."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: modelfleet_models
+short_description: Plan, fetch, prove and publish models
+description:
+  - Compares the wished models with what the store can prove, fetches what is missing and publishes it.
+  - A file is published only when its size and SHA-256 are those that the lock pins; it appears whole or not at all.
+  - Where nothing changed it costs one stat per file.
+version_added: "0.1.0"
+author:
+  - The modelfleet contributors (@modelfleet)
+options:
+  store_path:
+    description: The store's path. Empty means C(/opt/ashley-ai/models) as root, else C(~/.local/share/ashley-ai/models).
+    type: str
+    default: ""
+  wanted:
+    description: The wishes, each with C(model) and, if it matters, C(quantization).
+    type: list
+    elements: dict
+    required: true
+  catalog:
+    description: The known models; a later entry wins over an earlier one of the same C(id).
+    type: list
+    elements: dict
+    required: true
+  lock:
+    description: What pins every file by size and SHA-256, as in C(models.lock.json).
+    type: dict
+    required: true
+  ca_bundle:
+    description: A file of certificates on the host, in PEM form, for every download. Empty means the system's.
+    type: path
+    default: ""
+  background:
+    description: Do the work in a process of its own and return at once. Set by the action plugin, which shows the progress.
+    type: bool
+    default: false
+attributes:
+  check_mode:
+    description: Returns the plan that a run would carry out.
+    support: full
+  diff_mode:
+    description: Lists the files that are published.
+    support: full
+"""
+
+EXAMPLES = r"""
+- name: Publish the models of this host
+  modelfleet_models:
+    wanted:
+      - model: smollm2-135m-instruct
+        quantization: q4_1
+    catalog: "{{ models_catalog }}"
+    lock: "{{ lookup('ansible.builtin.file', 'models.lock.json') | from_json }}"
+"""
+
+RETURN = r"""
+ansible_facts:
+  description: The plan, for the roles that follow.
+  type: dict
+  returned: always
+  contains:
+    modelfleet_plan:
+      description: For each model its files, the action (keep or fetch), the reason and the bytes to fetch.
+      type: dict
+      returned: always
+published:
+  description: The files that were published, relative to the store.
+  type: list
+  elements: str
+  returned: always
+job:
+  description: Where the progress and the result of the work are, when it goes on in the background.
+  type: dict
+  returned: when I(background) is set and there is work to do
+"""
+
+import hashlib
+import json
+import os
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.modelfleet.core.catalog import select
+from ansible.module_utils.modelfleet.core.errors import ModelfleetError
+from ansible.module_utils.modelfleet.core.fetch.package_index import PackageIndexSettings
+from ansible.module_utils.modelfleet.core.jobs import Progress, describe_os_error, start
+from ansible.module_utils.modelfleet.core.planning import HostPlan, plan_host
+from ansible.module_utils.modelfleet.core.publishing import carry_out
+from ansible.module_utils.modelfleet.core.store.layout import resolve_store_path
+from ansible.module_utils.modelfleet.core.store.manifest import read_manifest
+
+
+def get_argument_spec() -> dict:
+    return {
+        "store_path": {"type": "str", "default": ""},
+        "wanted": {"type": "list", "elements": "dict", "required": True},
+        "catalog": {"type": "list", "elements": "dict", "required": True},
+        "lock": {"type": "dict", "required": True},
+        "ca_bundle": {"type": "path", "default": ""},
+        "background": {"type": "bool", "default": False},
+    }
+
+
+def tell(plan: HostPlan) -> dict:
+    """Return the plan as a diff: the files that are to be published."""
+    lines = [f"{file.path}: {file.size} bytes, sha256 {file.sha256}\n" for model in plan.models for file in model.missing]
+    return {"before": "", "after": "".join(lines)}
+
+
+def run(params: dict, check_mode: bool) -> dict:
+    """Return the module's result, or the job that will have it."""
+    store_path = resolve_store_path(params["store_path"])
+    variants = select(params["wanted"], params["catalog"], params["lock"])
+    plan = plan_host(store_path, variants, read_manifest(store_path))
+    missing = [file.path for model in plan.models for file in model.missing]
+    result = {
+        "ansible_facts": {"modelfleet_plan": plan.to_dict()},
+        "changed": bool(missing),
+        "diff": tell(plan),
+        "published": missing,
+    }
+    if check_mode or not missing:
+        return result
+    if not os.path.isdir(store_path):
+        raise ModelfleetError(f"{store_path}: there is no model store", "run the role model_store first")
+    settings = PackageIndexSettings.from_environment(os.environ, params["ca_bundle"] or None)
+
+    def work(progress: Progress) -> dict:
+        return {**result, "published": carry_out(plan, settings, progress)}
+
+    if params["background"]:
+        what = json.dumps(plan.to_dict(), sort_keys=True)
+        return {"changed": False, "job": start(f"models-{hashlib.sha256(what.encode()).hexdigest()[:16]}", work)}
+    return work(Progress())
+
+
+def main() -> None:
+    module = AnsibleModule(argument_spec=get_argument_spec(), supports_check_mode=True)
+    try:
+        module.exit_json(**run(module.params, module.check_mode))
+    except ModelfleetError as error:
+        module.fail_json(msg=str(error))
+    except OSError as error:
+        module.fail_json(msg=describe_os_error(error))
+
+
+if __name__ == "__main__":
+    main()

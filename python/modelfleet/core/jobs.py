@@ -1,0 +1,174 @@
+"""Long work in the background of a host, with a progress file that anybody with our rights can read.
+
+A module that has much to do starts a job and returns at once; the controller
+reads the job's ``progress.json`` until it says that the work is over, then
+``result.json``. The work outlives the connection: a controller that was
+interrupted finds the same job again by its id.
+
+::
+
+    RUN/modelfleet/jobs/ID/     mode 0700; RUN is /run for root, else XDG_RUNTIME_DIR or a private folder in /tmp
+      lock                      held while the job runs
+      progress.json             {"state": "running" | "finished", "step", "item", "done", "total", "unit", "elapsed_seconds"}
+      result.json               what the module returns
+
+The job inherits what it needs by being forked from the module: no argument is
+ever written to a file.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import stat
+import tempfile
+import time
+from typing import Any, Callable, Dict, Optional
+
+from .errors import ModelfleetError, UnsafePathError
+
+UPDATE_SECONDS = 0.3
+
+
+class Progress:
+    """Tells where a long piece of work is; this one tells nobody."""
+
+    def update(
+        self, step: str, item: Optional[str] = None, done: Optional[float] = None, total: Optional[float] = None, unit: Optional[str] = None
+    ) -> None:
+        """Say what is being done; ``done`` of ``total`` count ``unit`` (``bytes`` or ``steps``)."""
+
+
+class FileProgress(Progress):
+    """Writes where the work is to a file, at most every 0.3 s unless the step or item changes."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._started = time.monotonic()
+        self._written = float("-inf")
+        self._last: "tuple[str, Optional[str]]" = ("", None)
+
+    def update(
+        self, step: str, item: Optional[str] = None, done: Optional[float] = None, total: Optional[float] = None, unit: Optional[str] = None
+    ) -> None:
+        """See Progress."""
+        now = time.monotonic()
+        if (step, item) == self._last and now - self._written < UPDATE_SECONDS and done != total:
+            return
+        self._last, self._written = (step, item), now
+        self._write({"state": "running", "step": step, "item": item, "done": done, "total": total, "unit": unit})
+
+    def finish(self) -> None:
+        """Say that the result is there."""
+        self._write({"state": "finished"})
+
+    def _write(self, document: Dict[str, Any]) -> None:
+        document["elapsed_seconds"] = round(time.monotonic() - self._started, 1)
+        _write_json(self._path, document)
+
+
+def start(name: str, work: Callable[[Progress], Dict[str, Any]]) -> Dict[str, str]:
+    """Run ``work`` in a process of its own, or find the one of that name that runs already.
+
+    Returns the paths of its progress and result files and its folder. Every
+    module that ``work`` needs must be imported already: the archive that a
+    module came in is gone soon after this returns. Raises UnsafePathError
+    where the folder for jobs is not ours alone.
+    """
+    folder = os.path.join(_jobs_folder(), re.sub(r"[^A-Za-z0-9_.-]", "-", name))
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    job = {
+        "folder": folder,
+        "progress": os.path.join(folder, "progress.json"),
+        "result": os.path.join(folder, "result.json"),
+    }
+    lock = os.open(os.path.join(folder, "lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return job
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(job["result"])
+    progress = FileProgress(job["progress"])
+    progress.update("starting")
+    child = os.fork()
+    if child:
+        os.close(lock)
+        os.waitpid(child, 0)
+        return job
+    # The lock's description is shared with the process that does the work: it lets go of it when it ends.
+    status = 1
+    try:
+        os.setsid()
+        if os.fork() == 0:
+            _detach(keep=lock)
+            _work(work, progress, job["result"])
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def _jobs_folder() -> str:
+    if os.geteuid() == 0:
+        run = "/run" if os.path.isdir("/run") else "/var/run"
+    else:
+        run = os.environ.get("XDG_RUNTIME_DIR") or ""
+        if not os.path.isdir(run) or os.stat(run).st_uid != os.geteuid():
+            run = os.path.join(tempfile.gettempdir(), f"modelfleet-{os.geteuid()}")
+    folder = os.path.join(run, "modelfleet", "jobs")
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    for path in (run, os.path.dirname(folder), folder):
+        status = os.lstat(path)
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+            raise UnsafePathError(path, "is not a folder of this account alone", "remove it")
+    return folder
+
+
+def _detach(keep: int) -> None:
+    """Let go of the module's pipes, so that the connection can end."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(nowhere, descriptor)
+    highest = os.sysconf("SC_OPEN_MAX") if hasattr(os, "sysconf") else 1024
+    os.closerange(3, keep)
+    os.closerange(keep + 1, min(int(highest), 65536))
+    os.chdir("/")
+
+
+def _work(work: Callable[[Progress], Dict[str, Any]], progress: FileProgress, result_path: str) -> None:
+    try:
+        result = work(progress)
+    except ModelfleetError as error:
+        result = {"failed": True, "msg": str(error)}
+    except OSError as error:
+        result = {"failed": True, "msg": describe_os_error(error)}
+    except BaseException as error:
+        result = {"failed": True, "msg": f"unexpected {type(error).__name__}: {error}"}
+    _write_json(result_path, result)
+    progress.finish()
+
+
+def describe_os_error(error: OSError) -> str:
+    """Return what the system refused, about which path, and what to do, in one line."""
+    cure = {
+        28: "free some space, or set another path",
+        30: "remount the file system writable",
+        122: "raise the quota, or set another path",
+        13: "run with become, or choose a path of your own",
+        1: "run with become, or choose a path of your own",
+    }.get(error.errno or 0, "look at the host's system log")
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}; {cure}"
+
+
+def _write_json(path: str, document: Dict[str, Any]) -> None:
+    temporary = f"{path}.new"
+    with open(temporary, "w", encoding="utf-8", opener=_private) as target:
+        json.dump(document, target)
+    os.replace(temporary, path)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)

@@ -1,0 +1,132 @@
+"""The managed Python environment: what is there, against what is wanted.
+
+::
+
+    RUNTIME/
+      current -> environments/KEY      what applications use; moved in one step
+      environments/KEY/                a virtual environment
+        modelfleet-runtime.json        what was installed, and from what
+      wheelhouse/BUILD/                wheels compiled for this kind of host, each with its .sha256
+      build/                           while a build runs
+
+KEY is made of everything that was asked for, so an environment is never
+changed: another is built beside it.
+"""
+
+import glob
+import hashlib
+import json
+import os
+import re
+import shutil
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+
+from .resolver import Build
+
+SCHEMA_VERSION = 1
+STATE = "modelfleet-runtime.json"
+MINIMUM_PYTHON = (3, 9)
+"""llama-cpp-python's requirements have wheels from here on (numpy 2.0)."""
+
+BUILD_TOOLS = {"cc": "C compiler", "c++": "C++ compiler", "cmake": "cmake", "ninja": "ninja"}
+"""What compiling needs, by the program's name."""
+
+
+class Wanted(NamedTuple):
+    """What the environment is to hold.
+
+    ``requirements`` and ``build_requirements`` are pip requirement files, pinned
+    with hashes; ``source_requirement`` pins llama-cpp-python's source archive;
+    ``package_sha256`` is the hash of the modelfleet wheel that goes in too.
+    ``python`` is the interpreter that the user named, or ''.
+    """
+
+    path: str
+    python: str
+    requirements: str
+    build_requirements: str
+    source_requirement: str
+    build: Build
+    package_sha256: str
+
+    @property
+    def key(self) -> str:
+        """The environment's name: equal keys mean equal content."""
+        parts = (self.requirements, self.build.key, self.package_sha256, self.python)
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+    @property
+    def environment(self) -> str:
+        """The environment's own folder."""
+        return os.path.join(self.path, "environments", self.key)
+
+    @property
+    def current(self) -> str:
+        """The path by which applications know it."""
+        return os.path.join(self.path, "current")
+
+    @property
+    def wheel_folder(self) -> str:
+        """Where this host keeps the wheel of this build."""
+        return os.path.join(self.path, "wheelhouse", self.build.key)
+
+
+class State(NamedTuple):
+    """What is there: reasons why it is not as wanted (none: it is), and what making it so would take."""
+
+    reasons: Tuple[str, ...]
+    wheel: Optional[str]
+    missing_tools: Tuple[str, ...]
+
+
+def inspect(wanted: Wanted) -> State:
+    """Compare the environment with what is wanted, by reading a few small files."""
+    reasons = tuple(_differences(wanted))
+    wheel = kept_wheel(wanted.wheel_folder)
+    missing = tuple(sorted(name for name in BUILD_TOOLS if not shutil.which(name)))
+    return State(reasons, wheel, missing)
+
+
+def kept_wheel(folder: str) -> Optional[str]:
+    """Return the path of the wheel that ``folder`` keeps together with its hash, if there is one."""
+    wheels = [path for path in sorted(glob.glob(os.path.join(folder, "*.whl"))) if os.path.exists(path + ".sha256")]
+    return wheels[0] if wheels else None
+
+
+def read_state(environment: str) -> Optional[Dict[str, Any]]:
+    """Return what is recorded of an environment, or None where there is no readable record."""
+    try:
+        with open(os.path.join(environment, STATE), encoding="utf-8") as source:
+            state: Dict[str, Any] = json.load(source)
+            return state
+    except (OSError, ValueError):
+        return None
+
+
+def installed_distributions(environment: str) -> List[str]:
+    """Return ``name-version`` of every distribution in a virtual environment, sorted, from the names of its folders."""
+    folders = glob.glob(os.path.join(environment, "lib", "python3*", "site-packages", "*.dist-info"))
+    return sorted(os.path.basename(folder)[: -len(".dist-info")] for folder in folders)
+
+
+def pinned_version(requirement: str) -> str:
+    """Return the version that a ``NAME==VERSION`` requirement pins; '' where it pins none."""
+    match = re.search(r"==\s*([^\s;\\]+)", requirement)
+    return match.group(1) if match else ""
+
+
+def _differences(wanted: Wanted) -> List[str]:
+    if os.path.realpath(wanted.current) != os.path.realpath(wanted.environment) or not os.path.isdir(wanted.environment):
+        return ["another environment is in use" if os.path.islink(wanted.current) else "there is no environment yet"]
+    state = read_state(wanted.environment)
+    if state is None:
+        return ["the environment has no record"]
+    python = state.get("python", {})
+    if not os.access(os.path.join(wanted.environment, "bin", "python"), os.X_OK) or os.path.realpath(
+        python.get("executable", "")
+    ) != python.get("real_executable"):
+        return [f"its Python {python.get('executable')} is gone or another"]
+    recorded, found = set(state.get("distributions", [])), set(installed_distributions(wanted.environment))
+    return [f"{name} is missing" for name in sorted(recorded - found)] + [
+        f"{name} was installed by hand" for name in sorted(found - recorded)
+    ]

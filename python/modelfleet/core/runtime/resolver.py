@@ -1,0 +1,44 @@
+"""From a host's hardware to the build of llama-cpp-python that serves it. Decides, does nothing.
+
+This release knows the backend ``cpu``; the flags are those of llama-cpp-python
+0.3.36 (its CMakeLists.txt and ggml/CMakeLists.txt).
+"""
+
+import hashlib
+from typing import List, NamedTuple, Sequence, Tuple
+
+# With GGML_NATIVE off, ggml still builds x86 code for these unless each is switched off
+# (ggml/CMakeLists.txt: they default to on where GGML_NATIVE is off).
+_X86_SWITCHES = (("avx2", "GGML_AVX2"), ("fma", "GGML_FMA"), ("f16c", "GGML_F16C"), ("bmi2", "GGML_BMI2"), ("avx", "GGML_AVX"))
+_X86 = ("x86_64", "amd64")
+
+
+class Build(NamedTuple):
+    """How llama-cpp-python is compiled: its version, the backend, CMake arguments, and what it then runs on."""
+
+    version: str
+    backend: str
+    cmake_arguments: Tuple[str, ...]
+    platform: str
+    libc: str
+
+    @property
+    def key(self) -> str:
+        """The name of this build in a wheelhouse: equal keys mean interchangeable wheels."""
+        flags = hashlib.sha256(" ".join(self.cmake_arguments).encode()).hexdigest()[:8]
+        return f"llama_cpp_python-{self.version}-{self.backend}-{self.platform}-{self.libc}-{flags}"
+
+
+def resolve_build(version: str, system: str, machine: str, libc: str, instruction_sets: Sequence[str]) -> Build:
+    """Return the build for a host.
+
+    ``system`` and ``machine`` as ``platform`` tells them, ``libc`` such as
+    ``glibc2.36``, ``instruction_sets`` as in /proc/cpuinfo. The compiler's
+    ``native`` is never used: a wheel serves every host of its key, not only the
+    machine that built it. OpenMP is off because its library (libgomp) comes with
+    compilers only, and a host that installs the wheel need not have one.
+    """
+    arguments: List[str] = ["-DGGML_NATIVE=OFF", "-DGGML_OPENMP=OFF"]
+    if machine.lower() in _X86:
+        arguments.extend(f"-D{switch}=OFF" for name, switch in _X86_SWITCHES if name not in instruction_sets)
+    return Build(version, "cpu", tuple(arguments), f"{system.lower()}_{machine.lower()}", libc)

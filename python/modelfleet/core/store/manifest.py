@@ -1,0 +1,130 @@
+"""What the store holds and can prove: ``.modelfleet/manifest.json``.
+
+::
+
+    {"schema_version": 1,
+     "files": {"chat/7b/NAME.gguf": {"model": …, "size": bytes, "sha256": hex, "device": …, "inode": …,
+                                     "mtime_ns": …, "ctime_ns": …, "source": …, "licence": …,
+                                     "published_at": RFC 3339}}}
+
+A file whose stat still equals its entry is the file that was proved: it is not
+hashed again. Only the store's owner writes here; anybody may read.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import stat
+import time
+from typing import Any, Callable, Dict, Iterator, NamedTuple, Optional
+
+from ..errors import ModelfleetError
+from .layout import STATE
+
+SCHEMA_VERSION = 1
+MANIFEST = f"{STATE}/manifest.json"
+LOCK = f"{STATE}/lock"
+
+
+class FileRecord(NamedTuple):
+    """One published file: what it is, and its stat when it was published (bytes, nanoseconds)."""
+
+    model: str
+    size: int
+    sha256: str
+    device: int
+    inode: int
+    mtime_ns: int
+    ctime_ns: int
+    source: str
+    licence: Optional[str]
+    published_at: str
+
+    def matches(self, status: os.stat_result) -> bool:
+        """Tell whether ``status`` is that of the very file that was published, untouched since."""
+        return stat.S_ISREG(status.st_mode) and (
+            status.st_dev,
+            status.st_ino,
+            status.st_size,
+            status.st_mtime_ns,
+            status.st_ctime_ns,
+        ) == (self.device, self.inode, self.size, self.mtime_ns, self.ctime_ns)
+
+
+Manifest = Dict[str, FileRecord]
+"""Records by path relative to the store's root."""
+
+
+def now() -> str:
+    """Return the time in RFC 3339, UTC, whole seconds."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def read_manifest(store_path: str) -> Manifest:
+    """Return the manifest; empty where there is none yet. Raises ModelfleetError where it is damaged."""
+    path = os.path.join(store_path, MANIFEST)
+    try:
+        with open(path, encoding="utf-8") as source:
+            document = json.load(source)
+        return {name: FileRecord(**record) for name, record in document["files"].items()}
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ModelfleetError(
+            f"{path} is damaged", "move it away: the next run proves the files that are there by their hash"
+        ) from None
+
+
+def write_manifest(store_path: str, manifest: Manifest) -> None:
+    """Replace the manifest atomically and durably; to be called with the owner's rights and the store's lock held."""
+    files = {name: record._asdict() for name, record in sorted(manifest.items())}
+    write_json(os.path.join(store_path, MANIFEST), {"schema_version": SCHEMA_VERSION, "files": files})
+
+
+def write_json(path: str, document: Dict[str, Any]) -> None:
+    """Replace ``path`` by ``document`` as JSON: the old file or the new one is there, never half of it."""
+    temporary = f"{path}.{os.getpid()}"
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as target:
+            os.fchmod(descriptor, 0o644)
+            json.dump(document, target, indent=1, sort_keys=True)
+            target.write("\n")
+            target.flush()
+            os.fsync(descriptor)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    sync_directory(os.path.dirname(path))
+
+
+def sync_directory(path: str) -> None:
+    """Make renames in the directory ``path`` durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked(store_path: str, waiting: Optional[Callable[[], None]] = None) -> Iterator[None]:
+    """Hold the store's lock: one writer at a time on this host; a holder that dies lets go of it.
+
+    ``waiting`` is called once where somebody else holds it, before the wait.
+    """
+    path = os.path.join(store_path, LOCK)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if waiting is not None:
+                waiting()
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
