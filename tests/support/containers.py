@@ -10,8 +10,8 @@ key checked, because the key is read from the container itself. Images and the S
 repository: images in podman's own storage, the key in ``~/.cache/modelfleet/test``.
 
 A container knows nothing of the machine's package settings. It gets them the way a site's own hosts would have them:
-pip's settings in ``/etc/pip.conf``, local package folders at the same path, and the certificate bundle at ``CA_BUNDLE``,
-where no program looks by itself: who needs it must be told (``modelfleet_ca_bundle``).
+pip's settings in ``/etc/pip.conf``, local package folders at the same path, and the certificate bundle at
+``CA_BUNDLE``, where no program looks by itself: who needs it must be told (``modelfleet_ca_bundle``).
 """
 
 import argparse
@@ -87,19 +87,28 @@ def why_unavailable() -> str:
 
 
 def pip_settings() -> Dict[str, str]:
-    """Return pip's settings of this machine that say where packages come from, by pip's own order of precedence."""
+    """Return pip's settings on this machine, from its files and its environment, by pip's own order of precedence."""
     listed = subprocess.run(
-        [sys.executable, "-m", "pip", "config", "list"], check=True, stdin=subprocess.DEVNULL, capture_output=True, text=True
+        [sys.executable, "-m", "pip", "config", "list"],
+        check=True,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
     ).stdout
     found: Dict[str, Tuple[int, str]] = {}
     for line in listed.splitlines():
         name, _, value = line.partition("=")
         section, _, key = name.rpartition(".")
-        if key in PIP_SOURCES and section in ("global", "install", ":env:"):
-            # pip merges its files itself; the environment wins over the files, `install` over `global`.
+        # pip merges its files itself; the environment wins over the files, `install` over `global`.
+        if section in ("global", "install", ":env:"):
             rank = ("global", "install", ":env:").index(section)
             found[key] = max(found.get(key, (-1, "")), (rank, str(ast.literal_eval(value))))
     return {key: value for key, (_, value) in found.items()}
+
+
+def pip_configuration(settings: Mapping[str, str]) -> str:
+    """Return settings as the text of a pip.conf."""
+    return "".join(["[global]\n"] + ["{} = {}\n".format(*item) for item in sorted(settings.items())])
 
 
 def local_package_folders(settings: Mapping[str, str]) -> List[Path]:
@@ -129,7 +138,7 @@ def build_image(release: str) -> str:
     Raises:
         subprocess.CalledProcessError: mmdebstrap or podman failed; their own words are on stderr.
     """
-    image = "localhost/modelfleet-test:{}".format(release)
+    image = f"localhost/modelfleet-test:{release}"
     recipe = hashlib.sha256(" ".join((SUITES[release], *PACKAGES)).encode()).hexdigest()[:16]
     found = _podman("image", "inspect", "--format", '{{index .Labels "recipe"}}', image, check=False)
     if found == recipe:
@@ -143,7 +152,7 @@ def build_image(release: str) -> str:
             stdin=subprocess.DEVNULL,
             stdout=sys.stderr,
         )
-        _podman("import", "--quiet", "--change", "LABEL recipe={}".format(recipe), archive, image)
+        _podman("import", "--quiet", "--change", f"LABEL recipe={recipe}", archive, image)
     return image
 
 
@@ -184,22 +193,21 @@ def create(
         RuntimeError: systemd did not come up within a minute.
     """
     alias = alias or name
-    settings = pip_settings()
-    # A container shares no loopback and no DNS tricks with this machine, only what is written here.
-    pip_conf = folder / "{}.pip.conf".format(name)
-    pip_conf.write_text("".join(["[global]\n"] + ["{} = {}\n".format(*item) for item in sorted(settings.items())]))
-    mounts = ["{}:/etc/pip.conf:ro".format(pip_conf)]
-    mounts += ["{0}:{0}:ro".format(path) for path in local_package_folders(settings)]
+    settings = {key: value for key, value in pip_settings().items() if key in PIP_SOURCES}
+    pip_conf = folder / f"{name}.pip.conf"
+    pip_conf.write_text(pip_configuration(settings))
+    mounts = [f"{pip_conf}:/etc/pip.conf:ro"]
+    mounts += [f"{path}:{path}:ro" for path in local_package_folders(settings)]
     bundle = machine_ca_bundle()
     if bundle:
-        mounts.append("{}:{}:ro".format(bundle.resolve(), CA_BUNDLE))
+        mounts.append(f"{bundle.resolve()}:{CA_BUNDLE}:ro")
     arguments = ["--name", name, "--replace", "--hostname", alias, "--runtime", "runc", "--systemd=always"]
     # Without these podman asks for the limits of this process, which may be more than the kernel lets it give.
     arguments += ["--ulimit", "nofile=20000:20000", "--ulimit", "nproc=10000:10000"]
     for mount in [*mounts, *volumes]:
         arguments += ["--volume", mount]
     for key, value in (environment or {}).items():
-        arguments += ["--env", "{}={}".format(key, value)]
+        arguments += ["--env", f"{key}={value}"]
     _podman("run", "--detach", *arguments, build_image(release), "/sbin/init")
     address = _podman("inspect", "--format", "{{.NetworkSettings.IPAddress}}", name)
     container = Container(name, alias, address)
@@ -247,11 +255,11 @@ systemctl restart ssh
     host_key = container.run("cat", "/etc/ssh/ssh_host_ed25519_key.pub").stdout.split()
     _replace_block(folder / "known_hosts", container.alias, "{} {} {}\n".format(container.alias, *host_key[:2]))
     lines = [
-        "Host {}".format(container.alias),
-        "  HostName {}".format(container.address),
-        "  HostKeyAlias {}".format(container.alias),
-        "  User {}".format(user),
-        "  IdentityFile {}".format(key),
+        f"Host {container.alias}",
+        f"  HostName {container.address}",
+        f"  HostKeyAlias {container.alias}",
+        f"  User {user}",
+        f"  IdentityFile {key}",
         "  IdentitiesOnly yes",
         "  UserKnownHostsFile {}".format(folder / "known_hosts"),
         "  StrictHostKeyChecking yes",
@@ -320,7 +328,7 @@ def _wait_for_systemd(container: Container) -> None:
 
 def _write_proxies(container: Container) -> None:
     """Name this machine's proxies where every session of a host finds them."""
-    lines = ["{}={}\n".format(name, os.environ[name]) for name in PROXIES if os.environ.get(name)]
+    lines = [f"{name}={os.environ[name]}\n" for name in PROXIES if os.environ.get(name)]
     if lines:
         container.run("sh", "-c", 'printf %s "$1" >>/etc/environment', "sh", "".join(lines))
 
