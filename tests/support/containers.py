@@ -44,7 +44,15 @@ PACKAGES = (
 SUDO_USER = "operator"
 CA_BUNDLE = "/srv/modelfleet-test/ca-bundle.pem"
 STANDARD_CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
-NEEDED_PROGRAMS = ("podman", "runc", "mmdebstrap", "ssh", "ssh-keygen")
+# What must be found on this machine, and the package of Debian and Ubuntu that brings it.
+NEEDED = {
+    "podman": "podman",
+    "runc": "runc",
+    "mmdebstrap": "mmdebstrap",
+    "newuidmap": "uidmap",
+    "ssh": "openssh-client",
+    "/usr/share/keyrings/debian-archive-keyring.gpg": "debian-archive-keyring",
+}
 # pip's settings that say where packages come from. `cert` is left out on purpose, see the module's text.
 PIP_SOURCES = ("index-url", "extra-index-url", "find-links", "no-index", "trusted-host", "proxy")
 PROXIES = ("http_proxy", "https_proxy", "no_proxy")
@@ -78,12 +86,33 @@ class Container:
 
 def why_unavailable() -> str:
     """Say in one line why containers cannot be used on this machine; empty where they can."""
-    if not sys.platform.startswith("linux") or os.geteuid() != 0:
+    if sys.platform != "linux" or os.geteuid() != 0:
         return "containers need root on Linux"
-    missing = [program for program in NEEDED_PROGRAMS if shutil.which(program) is None]
-    if missing:
-        return "containers need {}; './modelfleet test' installs them on Debian and Ubuntu".format(", ".join(missing))
-    return ""
+    missing = " ".join(missing_packages())
+    return f"containers need {missing}; './modelfleet test' installs them on Debian and Ubuntu" if missing else ""
+
+
+def missing_packages() -> List[str]:
+    """Return the packages of Debian and Ubuntu that containers need and this machine lacks."""
+    return [package for what, package in NEEDED.items() if not (os.path.exists(what) or shutil.which(what))]
+
+
+def prepare() -> str:
+    """Install what is missing, as root on Debian or Ubuntu, and build the images; return why there can be none.
+
+    Raises:
+        subprocess.CalledProcessError: a package could not be installed or an image not built.
+    """
+    if sys.platform == "linux" and os.geteuid() == 0 and shutil.which("apt-get") and missing_packages():
+        apt = ["apt-get", "--quiet", "--quiet", "--option", "DPkg::Lock::Timeout=120"]
+        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        for words in (["update"], ["install", "--yes", "--no-install-recommends", *missing_packages()]):
+            subprocess.run([*apt, *words], check=True, env=environment, stdin=subprocess.DEVNULL, stdout=sys.stderr)
+    reason = why_unavailable()
+    if not reason:
+        for release in SUITES:
+            build_image(release)
+    return reason
 
 
 def pip_settings() -> Dict[str, str]:
@@ -278,19 +307,15 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     destroying = verbs.add_parser("destroy", help="remove containers")
     destroying.add_argument("--prefix", default="modelfleet-")
     destroying.add_argument("names", nargs="+", metavar="NAME")
-    verbs.add_parser("images", help="build the images that are missing")
+    verbs.add_parser("prepare", help="install what containers need, build their images; print why there can be none")
+    verbs.add_parser("reason", help="print why there can be no containers here")
     options = parser.parse_args(arguments)
+    if options.verb in ("prepare", "reason"):
+        sys.stdout.write(prepare() if options.verb == "prepare" else why_unavailable())
+        return 0
     if options.verb == "destroy":
         for name in options.names:
             destroy(options.prefix + name)
-        return 0
-    reason = why_unavailable()
-    if reason:
-        sys.stderr.write(reason + "\n")
-        return 1
-    if options.verb == "images":
-        for release in SUITES:
-            build_image(release)
         return 0
     folder = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
