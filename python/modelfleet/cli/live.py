@@ -1,0 +1,246 @@
+"""What is going on, on standard error: a row for each active host on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TextIO
+
+from ..core.units import format_duration
+from ..runner import Event, Output, Progress, TaskResult, TaskStarted
+from .text import amount, clean, joined, speed, time_left, use_colour
+
+if TYPE_CHECKING:
+    from rich.live import Live
+    from rich.table import Table
+
+PLAIN_PROGRESS_SECONDS = 5.0
+_ESCAPE = re.compile(r"(\x1b\[[0-9;]*m)")
+_NOT_NEWS = "using the discovered Python interpreter"
+
+
+def make_view(verbose: bool) -> View:
+    """Return the view that fits standard error; ``verbose`` shows Ansible's own output in it."""
+    if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+        return TerminalView(verbose)
+    return PlainView(verbose, sys.stderr)
+
+
+class View:
+    """Takes the events of a run. Says what failed and what modules warned of, in one line each, as it happens."""
+
+    def __init__(self, verbose: bool) -> None:
+        self.verbose = verbose
+        self._warned: set[str] = set()
+
+    def handle(self, event: Event) -> None:
+        """Show one event."""
+        if isinstance(event, Output):
+            if self.verbose:
+                for line in event.text.splitlines():
+                    self.ansible_line(line)
+        elif isinstance(event, TaskStarted):
+            self.started(event)
+        elif isinstance(event, Progress):
+            self.progress(event)
+        else:
+            self._report(event)
+            self.finished(event)
+
+    def _report(self, result: TaskResult) -> None:
+        warnings = result.result.get("warnings")
+        for warning in warnings if isinstance(warnings, list) else []:
+            line = f"{clean(result.host)}: warning: {clean(' '.join(str(warning).split()))}"
+            if _NOT_NEWS not in line and line not in self._warned:
+                self._warned.add(line)
+                self.line(line, "yellow")
+        if result.status == "unreachable" and not result.ignored:
+            self.line(f"{clean(result.host)}: unreachable: {clean(result.message)}", "red")
+        elif result.status == "failed" and not result.ignored:
+            self.line(f"{clean(result.host)}: {clean(result.task)}: {clean(result.message)}", "red")
+
+    def started(self, event: TaskStarted) -> None:
+        """Show that a host begins a task."""
+
+    def progress(self, event: Progress) -> None:
+        """Show how far a long step is."""
+
+    def finished(self, event: TaskResult) -> None:
+        """Show that a host has done a task."""
+
+    def line(self, text: str, colour: str | None = None) -> None:
+        """Print a line that stays."""
+        raise NotImplementedError
+
+    def ansible_line(self, text: str) -> None:
+        """Print a line of Ansible's own output, which may carry colours."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Take down what does not stay."""
+
+
+class PlainView(View):
+    """Lines for a log: each task once, each host's progress at most every PLAIN_PROGRESS_SECONDS."""
+
+    def __init__(self, verbose: bool, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(verbose)
+        self.stream = stream
+        self.clock = clock
+        self._task = ("", "")
+        self._shown: dict[str, float] = {}
+
+    def started(self, event: TaskStarted) -> None:
+        task = (event.role, event.task)
+        if task != self._task:
+            self._task = task
+            if not self.verbose:
+                self.line(": ".join(clean(part) for part in task if part))
+
+    def progress(self, event: Progress) -> None:
+        now = self.clock()
+        if now - self._shown.get(event.host, -PLAIN_PROGRESS_SECONDS) < PLAIN_PROGRESS_SECONDS:
+            return
+        self._shown[event.host] = now
+        self.line(f"{clean(event.host)}: {describe(event)}")
+
+    def line(self, text: str, colour: str | None = None) -> None:
+        self.stream.write(text + "\n")
+        self.stream.flush()
+
+    def ansible_line(self, text: str) -> None:
+        self.line(clean(_ESCAPE.sub("", text)))
+
+
+def describe(event: Progress) -> str:
+    """Return a progress event in one line: step, item, how much of how much, rate, time left."""
+    what = " ".join(clean(part) for part in (event.step or event.task, event.item) if part)
+    so_far = joined(
+        (
+            amount(event.done, event.total, event.unit),
+            speed(event.rate, event.unit),
+            time_left(event.eta_seconds) or f"for {format_duration(event.elapsed_seconds)}",
+        )
+    )
+    return f"{what}: {so_far}"
+
+
+@dataclass
+class _Row:
+    task: str
+    since: float
+    progress: Progress | None = None
+    waiting: bool = False
+
+
+class TerminalView(View):
+    """A table that is drawn over itself, a row for each host that is still at work."""
+
+    def __init__(self, verbose: bool) -> None:
+        super().__init__(verbose)
+        self._rows: dict[str, _Row] = {}
+        self._lock = threading.Lock()
+        self._live: Live | None = None
+
+    def handle(self, event: Event) -> None:
+        if self._live is None:
+            self._start()
+        super().handle(event)
+
+    def _start(self) -> None:
+        # Imported at the first event: Ansible is starting meanwhile, so it costs no time.
+        from rich.console import Console
+        from rich.live import Live
+
+        self._live = Live(
+            console=Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True),
+            get_renderable=self._draw,
+            refresh_per_second=4,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._live.start()
+
+    def started(self, event: TaskStarted) -> None:
+        name = ": ".join(clean(part) for part in (event.role, event.task) if part)
+        with self._lock:
+            self._rows[event.host] = _Row(name, time.monotonic())
+
+    def progress(self, event: Progress) -> None:
+        with self._lock:
+            row = self._rows.get(event.host)
+            if row is not None and not row.waiting:
+                row.progress = event
+
+    def finished(self, event: TaskResult) -> None:
+        with self._lock:
+            if event.status == "unreachable" or (event.status == "failed" and not event.ignored):
+                self._rows.pop(event.host, None)
+            elif event.host in self._rows:
+                row = self._rows[event.host]
+                row.waiting, row.progress = True, None
+
+    def line(self, text: str, colour: str | None = None) -> None:
+        from rich.text import Text
+
+        if self._live is not None:
+            self._live.console.print(Text(text, style=colour or ""))
+
+    def ansible_line(self, text: str) -> None:
+        from rich.text import Text
+
+        if self._live is not None:
+            parts = _ESCAPE.split(text)
+            parts[::2] = [clean(part) for part in parts[::2]]
+            self._live.console.print(Text.from_ansi("".join(parts)))
+
+    def close(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _draw(self) -> Table:
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        grid = Table.grid(padding=(0, 2))
+        for _ in range(5):
+            grid.add_column(no_wrap=True, overflow="ellipsis")
+        now = time.monotonic()
+        with self._lock:
+            rows = list(self._rows.items())
+        room = max(self._live.console.height - 2 if self._live is not None else 20, 1)
+        # With more hosts than lines those that are at work come first.
+        rows.sort(key=lambda item: item[1].waiting and len(rows) > room)
+        for host, row in rows[:room]:
+            name = Text(clean(host), style="bold")
+            progress = row.progress
+            if progress is None:
+                state = "waiting for the other hosts" if row.waiting and len(rows) > 1 else ""
+                running = "" if row.waiting else format_duration(now - row.since)
+                grid.add_row(name, Text(row.task), Text(state or running, style="dim"))
+                continue
+            what = " ".join(clean(part) for part in (progress.step or progress.task, progress.item) if part)
+            bar: ProgressBar | Text = Text("")
+            if progress.total and progress.done is not None:
+                bar = ProgressBar(total=progress.total, completed=min(progress.done, progress.total), width=20)
+            figures = joined(
+                (amount(progress.done, progress.total, progress.unit), speed(progress.rate, progress.unit))
+            )
+            left = time_left(progress.eta_seconds) or format_duration(now - row.since)
+            grid.add_row(name, Text(what), bar, Text(figures), Text(left, style="dim"))
+        if len(rows) > room:
+            grid.add_row(Text(f"and {len(rows) - room} more hosts", style="dim"))
+        return grid
+
+
+def wants_colour() -> bool:
+    """Tell whether Ansible's own output, shown on standard error, may carry colours."""
+    return use_colour(sys.stderr)
