@@ -16,10 +16,15 @@ from ..runner import Event, Output, Progress, TaskResult, TaskStarted
 from .text import amount, clean, joined, speed, time_left, use_colour
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.live import Live
+    from rich.progress_bar import ProgressBar
     from rich.table import Table
+    from rich.text import Text
 
 PLAIN_PROGRESS_SECONDS = 5.0
+BAR_WIDTH = 20
+BAR_TERMINAL_WIDTH = 110
 _ESCAPE = re.compile(r"(\x1b\[[0-9;]*m)")
 _NOT_NEWS = "using the discovered Python interpreter"
 
@@ -145,6 +150,7 @@ class TerminalView(View):
         super().__init__(verbose)
         self._rows: dict[str, _Row] = {}
         self._lock = threading.Lock()
+        self._console: Console | None = None
         self._live: Live | None = None
 
     def handle(self, event: Event) -> None:
@@ -157,8 +163,9 @@ class TerminalView(View):
         from rich.console import Console
         from rich.live import Live
 
+        self._console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
         self._live = Live(
-            console=Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True),
+            console=self._console,
             get_renderable=self._draw,
             refresh_per_second=4,
             transient=True,
@@ -189,16 +196,16 @@ class TerminalView(View):
     def line(self, text: str, colour: str | None = None) -> None:
         from rich.text import Text
 
-        if self._live is not None:
-            self._live.console.print(Text(text, style=colour or ""))
+        if self._console is not None:
+            self._console.print(Text(text, style=colour or ""))
 
     def ansible_line(self, text: str) -> None:
         from rich.text import Text
 
-        if self._live is not None:
+        if self._console is not None:
             parts = _ESCAPE.split(text)
             parts[::2] = [clean(part) for part in parts[::2]]
-            self._live.console.print(Text.from_ansi("".join(parts)))
+            self._console.print(Text.from_ansi("".join(parts)))
 
     def close(self) -> None:
         if self._live is not None:
@@ -206,39 +213,49 @@ class TerminalView(View):
             self._live = None
 
     def _draw(self) -> Table:
-        from rich.progress_bar import ProgressBar
         from rich.table import Table
         from rich.text import Text
 
-        grid = Table.grid(padding=(0, 2))
-        for _ in range(5):
-            grid.add_column(no_wrap=True, overflow="ellipsis")
-        now = time.monotonic()
+        assert self._console is not None
+        height, width = self._console.height, self._console.width
         with self._lock:
             rows = list(self._rows.items())
-        room = max(self._live.console.height - 2 if self._live is not None else 20, 1)
+        grid = Table.grid(padding=(0, 2), expand=True)
+        grid.add_column(no_wrap=True)
+        grid.add_column(no_wrap=True, overflow="ellipsis", ratio=1, min_width=12)
+        for _ in range(3):
+            grid.add_column(no_wrap=True)
+        room = max(height - 2, 1)
         # With more hosts than lines those that are at work come first.
         rows.sort(key=lambda item: item[1].waiting and len(rows) > room)
         for host, row in rows[:room]:
-            name = Text(clean(host), style="bold")
-            progress = row.progress
-            if progress is None:
-                state = "waiting for the other hosts" if row.waiting and len(rows) > 1 else ""
-                running = "" if row.waiting else format_duration(now - row.since)
-                grid.add_row(name, Text(row.task), Text(state or running, style="dim"))
-                continue
-            what = " ".join(clean(part) for part in (progress.step or progress.task, progress.item) if part)
-            bar: ProgressBar | Text = Text("")
-            if progress.total and progress.done is not None:
-                bar = ProgressBar(total=progress.total, completed=min(progress.done, progress.total), width=20)
-            figures = joined(
-                (amount(progress.done, progress.total, progress.unit), speed(progress.rate, progress.unit))
-            )
-            left = time_left(progress.eta_seconds) or format_duration(now - row.since)
-            grid.add_row(name, Text(what), bar, Text(figures), Text(left, style="dim"))
+            grid.add_row(Text(clean(host), style="bold"), *self._cells(row, alone=len(rows) == 1, width=width))
         if len(rows) > room:
-            grid.add_row(Text(f"and {len(rows) - room} more hosts", style="dim"))
+            grid.add_row("", Text(f"and {len(rows) - room} more hosts", style="dim"))
         return grid
+
+    def _cells(self, row: _Row, alone: bool, width: int) -> list[Text | ProgressBar]:
+        """Return what a host does, a bar where there is room, how much of how much, and the time."""
+        from rich.progress_bar import ProgressBar
+        from rich.text import Text
+
+        running = format_duration(time.monotonic() - row.since)
+        progress = row.progress
+        if row.waiting:
+            return [Text(row.task), Text(), Text("" if alone else "waits for the others", style="dim")]
+        if progress is None:
+            return [Text(row.task), Text(), Text(), Text(running, style="dim")]
+        item = clean(progress.item or "").rpartition("/")[2]
+        figures = (amount(progress.done, progress.total, progress.unit), speed(progress.rate, progress.unit))
+        bar: Text | ProgressBar = Text()
+        if progress.total and progress.done is not None and width >= BAR_TERMINAL_WIDTH:
+            bar = ProgressBar(total=progress.total, completed=min(progress.done, progress.total), width=BAR_WIDTH)
+        return [
+            Text(" ".join(part for part in (clean(progress.step or progress.task), item) if part)),
+            bar,
+            Text(joined(figures)),
+            Text(time_left(progress.eta_seconds) or running, style="dim"),
+        ]
 
 
 def wants_colour() -> bool:
