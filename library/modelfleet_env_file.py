@@ -1,9 +1,11 @@
 #!/usr/bin/python
-# Copyright: modelfleet contributors
-# Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
+# Copyright: the modelfleet contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The environment file of an application."""
+
+from __future__ import annotations
 
 DOCUMENTATION = r"""
----
 module: modelfleet_env_file
 short_description: Keep the application's environment file
 description:
@@ -17,7 +19,7 @@ description:
   - The file is replaced atomically, belongs to the store's owner, and is written with that account's rights.
 version_added: "0.1.0"
 author:
-  - modelfleet contributors
+  - The modelfleet contributors (@modelfleet)
 options:
   path:
     description:
@@ -45,7 +47,8 @@ options:
   variables:
     description:
       - Further variables. V(null) removes a line. They win over the managed ones of the same name.
-      - The difference shown has C(********) for the value of a name with C(TOKEN), C(KEY), C(SECRET) or C(PASSWORD).
+      - The difference shown has C(********) for the value of a name with a word that ends in C(TOKEN), C(KEY),
+        C(SECRET) or C(PASSWORD).
     type: dict
     default: {}
   secret_variables:
@@ -115,7 +118,7 @@ from ansible.module_utils.modelfleet.core.errors import ModelfleetError
 from ansible.module_utils.modelfleet.core.store.layout import resolve_store_path
 
 
-def get_argument_spec():
+def get_argument_spec() -> dict:
     return {
         "path": {"type": "path", "default": ""},
         "store_path": {"type": "path", "default": ""},
@@ -127,9 +130,10 @@ def get_argument_spec():
     }
 
 
-def run(params, check_mode):
+def run(params: dict, check_mode: bool) -> dict:
+    """Return the module's result."""
     store_path = resolve_store_path(params["store_path"])
-    path = os.path.abspath(params["path"] or os.path.join(os.path.dirname(store_path), ".env"))
+    path = os.path.normpath(params["path"] or os.path.join(os.path.dirname(store_path), ".env"))
     models = kept_models(store_path) if params["models"] is None else params["models"]
     extra = dict(params["variables"], **params["secret_variables"])
     values = wanted_variables(store_path, models, params["gpu_inference"], extra)
@@ -142,7 +146,7 @@ def run(params, check_mode):
     return {"changed": plan.changed, "path": path, "diff": dict(header, before=before, after=after)}
 
 
-def main():
+def main() -> None:
     module = AnsibleModule(argument_spec=get_argument_spec(), supports_check_mode=True)
     try:
         module.exit_json(**run(module.params, module.check_mode))

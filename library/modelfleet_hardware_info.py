@@ -1,9 +1,11 @@
 #!/usr/bin/python
-# Copyright: modelfleet contributors
-# Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
+# Copyright: the modelfleet contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The hardware of a host."""
+
+from __future__ import annotations
 
 DOCUMENTATION = r"""
----
 module: modelfleet_hardware_info
 short_description: Probe the hardware of a host
 description:
@@ -13,7 +15,7 @@ description:
   - What cannot be read is V(null), with the reason in C(unknown) under its dotted name. Nothing is guessed.
 version_added: "0.1.0"
 author:
-  - modelfleet contributors
+  - The modelfleet contributors (@modelfleet)
 options:
   model_root:
     description:
@@ -93,14 +95,14 @@ from ansible.module_utils.modelfleet.core.hardware.profile import profile_to_dic
 from ansible.module_utils.modelfleet.core.store.layout import resolve_store_path
 
 
-def get_argument_spec():
+def get_argument_spec() -> dict:
     return {
         "model_root": {"type": "path", "default": ""},
         "root": {"type": "path", "default": "/"},
     }
 
 
-def main():
+def main() -> None:
     module = AnsibleModule(argument_spec=get_argument_spec(), supports_check_mode=True)
     model_root = resolve_store_path(module.params["model_root"])
     profile = profile_to_dict(probe(model_root, root=module.params["root"]))

@@ -34,7 +34,7 @@ _SAFE = re.compile(r"[A-Za-z0-9_./:@%+,=-]*", re.ASCII)
 _QUOTED_BY_SHELL = {"'": re.compile(r"'[^']*'"), '"': re.compile(r'"(?:\\.|[^"\\])*"', re.DOTALL)}
 # python-dotenv takes a backslash before the quote for an escape in both kinds of quotes.
 _QUOTED_BY_DOTENV = {"'": re.compile(r"'(?:\\'|[^'])*'"), '"': re.compile(r'"(?:\\"|[^"])*"')}
-_SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSWORD", re.IGNORECASE)
+_SECRET = re.compile(r"(TOKEN|KEYS?|SECRETS?|PASSWORDS?|PASSWD)($|_)", re.IGNORECASE)
 
 
 class Entry(NamedTuple):
@@ -358,7 +358,13 @@ def _opened_directory(path: str, owner: Optional[Account]) -> Iterator[Tuple[int
     if not os.path.isabs(path) or not os.path.basename(path):
         raise EnvFileError(f"{path}: not the absolute path of a file", "correct env_file_path")
     account = owner or Account("root", os.geteuid(), os.getegid(), "/")
-    with walk_safely(os.path.dirname(path), account) as (directory, missing):
+    with contextlib.ExitStack() as stack:
+        try:
+            directory, missing = stack.enter_context(walk_safely(os.path.dirname(path), account))
+        except OSError as error:
+            raise EnvFileError(
+                f"{path}: its directory cannot be opened: {error.strerror}", "set env_file_path to another file"
+            ) from None
         found = os.fstat(directory).st_uid
         if not missing and owner is not None and found not in (0, owner.uid):
             raise UnsafePathError(
