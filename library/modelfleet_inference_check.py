@@ -49,7 +49,7 @@ attributes:
 EXAMPLES = r"""
 - name: Prove the models of this host
   modelfleet_inference_check:
-    models: "{{ modelfleet_plan['models'] }}"
+    models: "{{ ansible_facts['modelfleet_plan']['models'] }}"
 """
 
 RETURN = r"""

@@ -54,6 +54,12 @@ options:
     description: A file of certificates on the host, in PEM form, for every download. Empty means the system's.
     type: path
     default: ""
+  wheelhouse:
+    description:
+      - A folder on the controller in which compiled wheels are kept for later hosts. Empty means none.
+      - Used by the action plugin.
+    type: str
+    default: ""
   package_sha256:
     description: The SHA-256 of the modelfleet package that belongs in the environment. Set by the action plugin.
     type: str
@@ -93,7 +99,7 @@ EXAMPLES = r"""
     requirements: "{{ lookup('ansible.builtin.file', 'requirements-gguf.txt') }}"
     build_requirements: "{{ lookup('ansible.builtin.file', 'requirements-build.txt') }}"
     source_requirement: "{{ lookup('ansible.builtin.file', 'requirements-llama-cpp-python.txt') }}"
-    instruction_sets: "{{ modelfleet_hardware['cpu']['instruction_sets'] }}"
+    instruction_sets: "{{ ansible_facts['modelfleet_hardware']['cpu']['instruction_sets'] }}"
 """
 
 RETURN = r"""
@@ -128,6 +134,10 @@ wheel:
   description: The wheel that this host keeps of the build, or null.
   type: str
   returned: always
+wheel_sha256:
+  description: The SHA-256 of the wheel that was installed.
+  type: str
+  returned: after a run
 compiled:
   description: Whether the wheel was compiled by this run.
   type: bool
@@ -147,7 +157,7 @@ from ansible.module_utils.modelfleet.core.fetch.package_index import PackageInde
 from ansible.module_utils.modelfleet.core.jobs import Progress, describe_os_error, start
 from ansible.module_utils.modelfleet.core.privilege import account_of_path
 from ansible.module_utils.modelfleet.core.runtime.build import Builder, Package
-from ansible.module_utils.modelfleet.core.runtime.environment import BUILD_TOOLS, Wanted, inspect, pinned_version
+from ansible.module_utils.modelfleet.core.runtime.environment import BUILD_TOOLS, Wanted, inspect, pin_of, pinned_version
 from ansible.module_utils.modelfleet.core.runtime.resolver import resolve_build
 from ansible.module_utils.modelfleet.core.store.layout import resolve_runtime_path, resolve_store_path
 
@@ -163,6 +173,7 @@ def get_argument_spec() -> dict:
         "source_requirement": {"type": "str", "required": True},
         "instruction_sets": {"type": "list", "elements": "str", "required": True},
         "ca_bundle": {"type": "path", "default": ""},
+        "wheelhouse": {"type": "str", "default": ""},
         "package_sha256": {"type": "str", "default": ""},
         "package_path": {"type": "path", "default": ""},
         "wheel_path": {"type": "path", "default": ""},
@@ -223,7 +234,7 @@ def run(params: dict, check_mode: bool) -> dict:
 
     def work(progress: Progress) -> dict:
         wheel, compiled = Builder(wanted, owner, settings, progress).converge(package, brought)
-        return {**result, "wheel": wheel, "compiled": compiled}
+        return {**result, "wheel": wheel, "wheel_sha256": pin_of(wheel), "compiled": compiled}
 
     if params["background"]:
         return {"changed": False, "job": start(f"runtime-{wanted.key}", work)}

@@ -1,7 +1,7 @@
 """Long work in the background of a host, with a progress file that anybody with our rights can read.
 
 A module that has much to do starts a job and returns at once; the controller
-reads the job's ``progress.json`` until it says that the work is over, then
+reads the last line of the job's ``progress`` until it says that the work is over, then
 ``result.json``. The work outlives the connection: a controller that was
 interrupted finds the same job again by its id.
 
@@ -9,7 +9,7 @@ interrupted finds the same job again by its id.
 
     RUN/modelfleet/jobs/ID/     mode 0700; RUN is /run for root, else XDG_RUNTIME_DIR or a private folder in /tmp
       lock                      held while the job runs
-      progress.json             {"state": "running" | "finished", "step", "item", "done", "total", "unit", "elapsed_seconds"}
+      progress                  lines of {"state": "running" | "finished", "step", "item", "done", "total", "unit", "pid", "elapsed_seconds"}
       result.json               what the module returns
 
 The job inherits what it needs by being forked from the module: no argument is
@@ -24,7 +24,7 @@ import re
 import stat
 import tempfile
 import time
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Dict, Optional, Tuple
 
 from .errors import ModelfleetError, UnsafePathError
 
@@ -41,13 +41,16 @@ class Progress:
 
 
 class FileProgress(Progress):
-    """Writes where the work is to a file, at most every 0.3 s unless the step or item changes."""
+    """Appends where the work is to a file, at most every 0.3 s unless the step or item changes.
+
+    The file stays open: the work may act as an account that could not open it.
+    """
 
     def __init__(self, path: str) -> None:
-        self._path = path
+        self.descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         self._started = time.monotonic()
         self._written = float("-inf")
-        self._last: "tuple[str, Optional[str]]" = ("", None)
+        self._last: Tuple[str, Optional[str]] = ("", None)
 
     def update(
         self, step: str, item: Optional[str] = None, done: Optional[float] = None, total: Optional[float] = None, unit: Optional[str] = None
@@ -64,8 +67,9 @@ class FileProgress(Progress):
         self._write({"state": "finished"})
 
     def _write(self, document: Dict[str, Any]) -> None:
+        document["pid"] = os.getpid()
         document["elapsed_seconds"] = round(time.monotonic() - self._started, 1)
-        _write_json(self._path, document)
+        os.write(self.descriptor, (json.dumps(document) + "\n").encode())
 
 
 def start(name: str, work: Callable[[Progress], Dict[str, Any]]) -> Dict[str, str]:
@@ -80,7 +84,7 @@ def start(name: str, work: Callable[[Progress], Dict[str, Any]]) -> Dict[str, st
     os.makedirs(folder, mode=0o700, exist_ok=True)
     job = {
         "folder": folder,
-        "progress": os.path.join(folder, "progress.json"),
+        "progress": os.path.join(folder, "progress"),
         "result": os.path.join(folder, "result.json"),
     }
     lock = os.open(os.path.join(folder, "lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -89,10 +93,10 @@ def start(name: str, work: Callable[[Progress], Dict[str, Any]]) -> Dict[str, st
     except BlockingIOError:
         os.close(lock)
         return job
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(job["result"])
+    for left in ("result", "progress"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(job[left])
     progress = FileProgress(job["progress"])
-    progress.update("starting")
     child = os.fork()
     if child:
         os.close(lock)
@@ -103,7 +107,7 @@ def start(name: str, work: Callable[[Progress], Dict[str, Any]]) -> Dict[str, st
     try:
         os.setsid()
         if os.fork() == 0:
-            _detach(keep=lock)
+            _detach(keep=(lock, progress.descriptor))
             _work(work, progress, job["result"])
         status = 0
     finally:
@@ -126,19 +130,21 @@ def _jobs_folder() -> str:
     return folder
 
 
-def _detach(keep: int) -> None:
+def _detach(keep: Tuple[int, ...]) -> None:
     """Let go of the module's pipes, so that the connection can end."""
     nowhere = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(nowhere, descriptor)
     highest = os.sysconf("SC_OPEN_MAX") if hasattr(os, "sysconf") else 1024
-    os.closerange(3, keep)
-    os.closerange(keep + 1, min(int(highest), 65536))
+    edges = [2, *sorted(keep), min(int(highest), 65536)]
+    for before, after in zip(edges, edges[1:]):
+        os.closerange(before + 1, after)
     os.chdir("/")
 
 
 def _work(work: Callable[[Progress], Dict[str, Any]], progress: FileProgress, result_path: str) -> None:
     try:
+        progress.update("starting")
         result = work(progress)
     except ModelfleetError as error:
         result = {"failed": True, "msg": str(error)}

@@ -5,6 +5,7 @@ written with the owner's own rights. So a symlink that the owner plants can
 harm the owner only, and a race by a third account has nothing of root's to win.
 """
 
+import codecs
 import contextlib
 import ctypes
 import os
@@ -12,6 +13,10 @@ import pwd
 from typing import Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional
 
 from .errors import ConfigurationError
+
+# Python loads a codec when it is first used; root's Python may lie where the account we act as cannot read it.
+for _codec in ("ascii", "latin-1", "idna", "cp437", "utf-8-sig"):
+    codecs.lookup(_codec)
 
 _PR_SET_NO_NEW_PRIVS = 38  # linux/prctl.h
 

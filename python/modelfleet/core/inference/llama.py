@@ -36,7 +36,7 @@ def prove(path: str, prompt: str, expected: str) -> Dict[str, Any]:
     timings = llama_cpp.llama_perf_context(context)
     output = answer["choices"][0]["text"]
     return {
-        "backend": "llama.cpp",
+        "backend": "cpu",
         "device": "CPU",
         "output": output,
         "passed": output.startswith(expected),

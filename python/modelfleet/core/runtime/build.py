@@ -20,7 +20,7 @@ from ..jobs import Progress
 from ..privilege import Account, acting_as, dropping_to, environment_for
 from ..store.manifest import now, write_json
 from ..store.tree import ensure_directory
-from .environment import MINIMUM_PYTHON, SCHEMA_VERSION, STATE, Wanted, installed_distributions, kept_wheel
+from .environment import MINIMUM_PYTHON, SCHEMA_VERSION, STATE, Wanted, installed_distributions, kept_wheel, pin_of
 
 PIP_WHEEL = "pip-25.3-py3-none-any.whl"
 PIP_SHA256 = "9655943313a94722b7774661c21049070f6bbb0a1516bf02f7c8d5d9201514cd"
@@ -281,8 +281,8 @@ class Builder:
 
 
 def _proved(wheel: str) -> str:
-    with open(wheel, "rb") as content, open(wheel + ".sha256", encoding="ascii") as pin:
-        expected, found = pin.read().strip(), hashlib.sha256(content.read()).hexdigest()
+    with open(wheel, "rb") as content:
+        expected, found = pin_of(wheel), hashlib.sha256(content.read()).hexdigest()
     if expected != found:
         raise IntegrityError(wheel, f"sha256 {expected}", f"sha256 {found}")
     return wheel

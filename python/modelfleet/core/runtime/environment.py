@@ -93,6 +93,12 @@ def kept_wheel(folder: str) -> Optional[str]:
     return wheels[0] if wheels else None
 
 
+def pin_of(wheel: str) -> str:
+    """Return the SHA-256 that was written down when the wheel was kept."""
+    with open(wheel + ".sha256", encoding="ascii") as pin:
+        return pin.read().strip()
+
+
 def read_state(environment: str) -> Optional[Dict[str, Any]]:
     """Return what is recorded of an environment, or None where there is no readable record."""
     try:

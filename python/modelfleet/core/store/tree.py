@@ -223,12 +223,17 @@ def _converge_relative(root: int, relative: str, tree: Tree) -> None:
 
 def _compare_link(tree: Tree) -> List[Change]:
     if tree.link is None or not os.path.isdir(os.path.dirname(tree.link)):
+        # An account without a home directory has no place for a link.
         return []
     wanted = f"link to {tree.path}"
     with acting_as(tree.owner):
         try:
             status = os.lstat(tree.link)
         except FileNotFoundError:
+            if not os.access(os.path.dirname(tree.link), os.W_OK, effective_ids=True):
+                raise UnsafePathError(
+                    tree.link, f"{tree.owner.name} may not make the link to the store there", "set model_store_link"
+                ) from None
             return [Change(tree.link, None, wanted)]
         if not stat.S_ISLNK(status.st_mode):
             raise UnsafePathError(tree.link, "is in the way of the link to the store", "move it away, or set model_store_link to ''")

@@ -1,0 +1,17 @@
+# Copyright: the modelfleet contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the module modelfleet_inference_check and shows its progress."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+# Plain ansible-playbook may run in an environment that does not have the package installed.
+sys.path.append(str(Path(__file__).resolve().parents[2] / "python"))
+
+from modelfleet.actions import BackgroundAction  # noqa: E402 - the line above makes it importable
+
+
+class ActionModule(BackgroundAction):
+    """See BackgroundAction."""

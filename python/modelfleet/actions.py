@@ -1,0 +1,246 @@
+"""What the action plugins of modelfleet's modules share: long work in the background of a host, with its progress shown.
+
+The module starts the work and returns at once; here its small progress file is
+read until the work is over, and the module's own result becomes the task's.
+Nothing looks like a failure meanwhile, check mode starts nothing, and an
+interrupted controller finds the work again when it comes back.
+
+Each step of progress goes as a line of JSON to the file that the environment
+variable MODELFLEET_PROGRESS_FILE names (the command line's live view), else as
+a line of text to Ansible's display.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import time
+from pathlib import Path
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+
+from .core.units import format_bytes, format_duration
+from .packaging import build_wheel
+
+PROGRESS_FILE = "MODELFLEET_PROGRESS_FILE"
+POLL_SECONDS = 1.0
+FIRST_POLL_SECONDS = 0.2
+SHOW_SECONDS = 5.0
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+Result = dict[str, Any]
+
+
+class BackgroundAction(ActionBase):  # type: ignore[misc]
+    """Runs the module of its own name; follows the work that the module leaves running."""
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> Result:
+        """Return the module's result; see ActionBase."""
+        super().run(tmp, task_vars)
+        try:
+            return self.execute(dict(self._task.args), task_vars or {})
+        finally:
+            self._remove_tmp_path(self._connection._shell.tmpdir)
+
+    def execute(self, arguments: dict[str, Any], task_vars: dict[str, Any]) -> Result:
+        """Run the module, in the background unless in check mode, and return its result."""
+        if self._task.check_mode:
+            return self.call(arguments, task_vars)
+        answer = self.call({**arguments, "background": True}, task_vars)
+        return self._follow(answer["job"], task_vars) if answer.get("job") else answer
+
+    def call(self, arguments: dict[str, Any], task_vars: dict[str, Any]) -> Result:
+        """Run the module once, in the foreground."""
+        result: Result = self._execute_module(module_args=arguments, task_vars=task_vars)
+        return result
+
+    def _follow(self, job: dict[str, str], task_vars: dict[str, Any]) -> Result:
+        """Read the progress of a job until it ends; returns its result."""
+        teller = _Teller(str(task_vars.get("inventory_hostname", "")), self._task.get_name(), self._display)
+        wait, process = FIRST_POLL_SECONDS, None
+        while True:
+            time.sleep(wait)
+            wait = min(wait * 1.5, POLL_SECONDS)
+            # One cheap command, no Python on the host: what the work says, and whether it still lives.
+            alive = f"kill -0 {process} 2>/dev/null || echo gone" if process else "true"
+            said = self._read(f"{alive}; tail -n 1 {shlex.quote(job['progress'])}")
+            gone = said.startswith("gone")
+            state = _parse(said.removeprefix("gone"))
+            if state.get("state") == "finished":
+                result = _parse(self._read(f"cat {shlex.quote(job['result'])} && rm -rf -- {shlex.quote(job['folder'])}"))
+                if result:
+                    return result
+                gone = True
+            if gone:
+                return {
+                    "failed": True,
+                    "msg": "the work in the background of the host ended without a result; run again: it goes on where it was",
+                }
+            process = state["pid"] if isinstance(state.get("pid"), int) else process
+            teller.tell(state)
+
+    def _read(self, command: str) -> str:
+        return str(self._low_level_execute_command(command, sudoable=True).get("stdout", "")).strip()
+
+    def bring(self, name: str, content: bytes) -> str:
+        """Write ``content`` to the host's temporary folder of this task and return its path."""
+        folder = self._connection._shell.tmpdir or self._make_tmp_path()
+        path: str = self._connection._shell.join_path(folder, name)
+        self._transfer_data(path, content)
+        self._fixup_perms2((folder, path))
+        return path
+
+
+class RuntimeAction(BackgroundAction):
+    """Brings the modelfleet package to the host, and a wheel that was compiled before; keeps the one that is compiled now."""
+
+    def execute(self, arguments: dict[str, Any], task_vars: dict[str, Any]) -> Result:
+        """See BackgroundAction."""
+        named = str(arguments.pop("wheelhouse", "") or "")
+        wheelhouse = Wheelhouse(Path(named).expanduser()) if named else None
+        package = build_wheel()
+        arguments["package_sha256"] = package.sha256
+        seen = self.call({**arguments, "state": "inspect"}, task_vars)
+        if seen.get("failed") or seen.get("unreachable"):
+            return seen
+        kept = wheelhouse.find(str(seen["build_key"])) if wheelhouse and seen["build_required"] else None
+        if arguments.get("state") == "inspect":
+            if kept:
+                seen.update(build_required=False, missing_build_tools=[])
+            return seen
+        if self._task.check_mode or not seen["update_required"]:
+            return self.call(arguments, task_vars)
+        arguments["package_path"] = self.bring(package.filename, package.content)
+        if kept:
+            arguments["wheel_path"] = self.bring(kept.name, kept.read_bytes())
+            arguments["wheel_sha256"] = Wheelhouse.pin(kept)
+        result = super().execute(arguments, task_vars)
+        if result.get("compiled") and wheelhouse:
+            wheelhouse.keep(str(result["build_key"]), str(result["wheel"]), str(result["wheel_sha256"]), self._connection)
+        return result
+
+
+class Wheelhouse:
+    """Compiled wheels on the controller, one folder a build, each wheel beside its SHA-256.
+
+    What a host says is never used as a path before it has the form of a plain name.
+    """
+
+    _KEY = re.compile(r"llama_cpp_python-[A-Za-z0-9][A-Za-z0-9_.+-]{0,150}")
+    _NAME = re.compile(r"llama_cpp_python-[A-Za-z0-9][A-Za-z0-9_.+-]{0,150}\.whl")
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def find(self, key: str) -> Path | None:
+        """Return the wheel that is kept of a build, or None."""
+        if not self._KEY.fullmatch(key):
+            return None
+        wheels = sorted((self._folder / key).glob("*.whl"))
+        return next((wheel for wheel in wheels if Path(f"{wheel}.sha256").exists()), None)
+
+    @staticmethod
+    def pin(wheel: Path) -> str:
+        """Return the SHA-256 that was written down when the wheel was kept."""
+        return Path(f"{wheel}.sha256").read_text(encoding="ascii").strip()
+
+    def keep(self, key: str, remote: str, sha256: str, connection: Any) -> None:
+        """Copy the wheel at ``remote`` on a host into the wheelhouse; one that is not what the host says is not kept."""
+        name = remote.rsplit("/", 1)[-1]
+        if not (self._KEY.fullmatch(key) and self._NAME.fullmatch(name)):
+            return
+        folder = self._folder / key
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f".{os.getpid()}"
+        try:
+            connection.fetch_file(remote, str(temporary))
+            if _sha256(temporary) == sha256:
+                temporary.replace(folder / name)
+                (folder / f"{name}.sha256").write_text(sha256, encoding="ascii")
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+class _Teller:
+    """Tells each step once, and its progress now and then."""
+
+    def __init__(self, host: str, task: str, display: Any) -> None:
+        self._host = host
+        self._task = task
+        self._display = display
+        self._step: tuple[Any, Any] = (None, None)
+        self._first: tuple[float, float] = (0.0, 0.0)
+        self._shown = float("-inf")
+
+    def tell(self, state: Result) -> None:
+        """Pass on what the host says; its texts are cleaned, its numbers checked."""
+        step, item = _clean(state.get("step")), _clean(state.get("item"))
+        if not step:
+            return
+        now = time.monotonic()
+        done, total = _number(state.get("done")), _number(state.get("total"))
+        new = (step, item) != self._step
+        if new:
+            self._step, self._first = (step, item), (now, done or 0.0)
+        rate = None
+        if done is not None and now - self._first[0] > 1:
+            rate = (done - self._first[1]) / (now - self._first[0])
+        event = {
+            "host": self._host,
+            "task": self._task,
+            "step": step,
+            "item": item,
+            "done": done,
+            "total": total,
+            "unit": _clean(state.get("unit")),
+            "rate": rate,
+            "eta_seconds": (total - done) / rate if rate and total and done is not None else None,
+            "elapsed_seconds": _number(state.get("elapsed_seconds")),
+        }
+        stream = os.environ.get(PROGRESS_FILE)
+        if stream:
+            with Path(stream).open("a", encoding="utf-8") as target:
+                target.write(json.dumps(event) + "\n")
+        elif new or now - self._shown >= SHOW_SECONDS:
+            self._shown = now
+            self._display.display(_line(event))
+
+
+def _line(event: Result) -> str:
+    text = f"  {event['host']}: {event['step']}"
+    if event["item"]:
+        text += f": {event['item']}"
+    if event["done"] is not None and event["total"]:
+        tell = format_bytes if event["unit"] == "bytes" else lambda count: f"{count:.0f}"
+        text += f": {tell(event['done'])} of {tell(event['total'])} ({event['done'] / event['total']:.0%})"
+        if event["unit"] == "bytes" and event["rate"]:
+            text += f", {format_bytes(event['rate'])}/s"
+        if event["eta_seconds"] is not None:
+            text += f", {format_duration(event['eta_seconds'])} left"
+    return text
+
+
+def _parse(text: str) -> Result:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _clean(value: Any) -> str | None:
+    return _CONTROL.sub("", value)[:200] if isinstance(value, str) else None
+
+
+def _number(value: Any) -> float | None:
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def _sha256(path: Path) -> str:
+    import hashlib
+
+    with path.open("rb") as source:
+        return hashlib.file_digest(source, "sha256").hexdigest()
