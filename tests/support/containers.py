@@ -204,6 +204,7 @@ def create(
     folder: Path,
     *,
     alias: str = "",
+    ca_bundle: str = CA_BUNDLE,
     environment: Optional[Mapping[str, str]] = None,
     volumes: Sequence[str] = (),
 ) -> Container:
@@ -214,6 +215,7 @@ def create(
         release: a key of ``SUITES``.
         folder: where its pip.conf is written; must outlive the container.
         alias: its host name; the default is ``name``.
+        ca_bundle: where this machine's certificate bundle lies inside.
         environment: for its processes, SSH sessions excepted.
         volumes: more mounts, as podman writes them (SOURCE:TARGET:OPTIONS).
 
@@ -229,7 +231,7 @@ def create(
     mounts += [f"{path}:{path}:ro" for path in local_package_folders(settings)]
     bundle = machine_ca_bundle()
     if bundle:
-        mounts.append(f"{bundle.resolve()}:{CA_BUNDLE}:ro")
+        mounts.append(f"{bundle.resolve()}:{ca_bundle}:ro")
     arguments = ["--name", name, "--replace", "--hostname", alias, "--runtime", "runc", "--systemd=always"]
     # Without these podman asks for the limits of this process, which may be more than the kernel lets it give.
     arguments += ["--ulimit", "nofile=20000:20000", "--ulimit", "nproc=10000:10000"]

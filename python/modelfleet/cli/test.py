@@ -119,7 +119,7 @@ def heading(text: str) -> None:
 @click.option("--long", "long_tests", is_flag=True, help="Run the tests that take minutes, too.")
 @click.option("--only", type=click.Choice(list(STAGES)), multiple=True, help="Run this stage only; repeatable.")
 @click.argument("pytest_arguments", nargs=-1, type=click.UNPROCESSED)
-def command(long_tests: bool, only: tuple[str, ...], pytest_arguments: tuple[str, ...]) -> None:
+def command(long_tests: bool, only: tuple[str, ...], pytest_arguments: tuple[str, ...]) -> int:
     """Check this checkout with every tool and test there is.
 
     Sets up all it needs. Arguments after -- go to pytest. Exits with 1 when a stage failed; the others run even so.
@@ -142,4 +142,4 @@ def command(long_tests: bool, only: tuple[str, ...], pytest_arguments: tuple[str
         colour = {"passed": "green", "failed": "red", "skipped": "yellow"}[outcome.verdict]
         verdict = click.style(f"{outcome.verdict:8}", fg=colour)
         click.echo(f"{name:14}{verdict}{format_duration(seconds):>8}  {outcome.note}".rstrip(), err=True)
-    sys.exit(1 if any(outcome.verdict == "failed" for _, outcome, _ in results) else 0)
+    return 1 if any(outcome.verdict == "failed" for _, outcome, _ in results) else 0
