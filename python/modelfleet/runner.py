@@ -254,8 +254,8 @@ class _Run:
                 self._stop_child()
         text = event.get("stdout")
         if text:
-            if name == "verbose" or not data:
-                self.talk.append(_COLOUR.sub("", text))
+            if name not in _RESULT_EVENTS:
+                self.talk += _COLOUR.sub("", text).splitlines()
             self._emit(Output(text))
         if name == "runner_on_start":
             self._emit(TaskStarted(_text(data, "host"), _text(data, "task"), _text(data, "role")))

@@ -26,6 +26,8 @@ PLAIN_PROGRESS_SECONDS = 5.0
 BAR_WIDTH = 20
 BAR_TERMINAL_WIDTH = 110
 _ESCAPE = re.compile(r"(\x1b\[[0-9;]*m)")
+# Ansible's own first task in every role.
+_NOT_A_STEP = "Validating arguments against arg spec"
 _NOT_NEWS = "using the discovered Python interpreter"
 
 
@@ -50,7 +52,8 @@ class View:
                 for line in event.text.splitlines():
                     self.ansible_line(line)
         elif isinstance(event, TaskStarted):
-            self.started(event)
+            if not event.task.startswith(_NOT_A_STEP):
+                self.started(event)
         elif isinstance(event, Progress):
             self.progress(event)
         else:

@@ -44,7 +44,8 @@ def run_verb(options: Options, playbook: str, forced: Sequence[str] = ()) -> Run
     finally:
         view.close()
     if result.error is not None:
-        complain(f"modelfleet: {result.error}; name hosts with -i and -l")
+        about_hosts = "inventory" in result.error.lower()
+        complain(f"modelfleet: {result.error}" + ("; name hosts with -i and -l" if about_hosts else ""))
     if result.exit_code == EXIT_INTERRUPTED:
         complain(f"modelfleet: {INTERRUPTED}")
     return result
