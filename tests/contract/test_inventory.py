@@ -31,7 +31,8 @@ def test_group_vars_of_another_inventory_win(tmp_path: Path) -> None:
     names = shipped_variables()
     inventory = tmp_path / "inventory"
     (inventory / "group_vars").mkdir(parents=True)
-    (inventory / "hosts.yml").write_text("all: {hosts: {somewhere: {ansible_connection: local}}}\n")
+    host = {"ansible_connection": "local", "ansible_python_interpreter": "{{ ansible_playbook_python }}"}
+    (inventory / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": {"somewhere": host}}}))
     (inventory / "group_vars" / "all.yml").write_text(yaml.safe_dump({name: f"site {name}" for name in names}))
     report = tmp_path / "report.json"
     # A role that is imported brings its values into the play, whether its tasks run or not.
