@@ -17,7 +17,7 @@ author:
   - The modelfleet contributors (@modelfleet)
 options:
   store_path:
-    description: The store's path. Empty means C(/opt/ashley-ai/models) as root, else C(~/.local/share/ashley-ai/models).
+    description: The store. Empty means C(/opt/ashley-ai/models) as root, else C(~/.local/share/ashley-ai/models).
     type: str
     default: ""
   runtime_path:
@@ -34,7 +34,7 @@ options:
     type: int
     default: 600
   background:
-    description: Do the work in a process of its own and return at once. Set by the action plugin, which shows the progress.
+    description: Do the work in a process of its own and return at once. The action plugin sets it.
     type: bool
     default: false
 attributes:
@@ -110,15 +110,18 @@ def run(params: dict, check_mode: bool) -> dict:
         return result
 
     def work(progress: Progress) -> dict:
-        proofs = [{**proof, "ran": True} for proof in prove(store_path, runtime_path, pending, params["timeout"], progress)]
+        proofs = [
+            {**proof, "ran": True} for proof in prove(store_path, runtime_path, pending, params["timeout"], progress)
+        ]
         failed = [proof for proof in proofs if not proof["passed"]]
         told = {**result, "proofs": earlier + proofs}
         if failed:
             first = failed[0]
             told.update(
                 failed=True,
-                msg=f"{first['model']} continued {first['prompt']!r} with {first['output']!r}, expected {first['expected']!r}; "
-                "the file is the pinned one, so look at the runtime: its build flags and this host's processor",
+                msg=f"{first['model']} continued {first['prompt']!r} with {first['output']!r}, "
+                f"expected {first['expected']!r}; the file is the pinned one, so look at the runtime: "
+                "its build flags and this host's processor",
             )
         return told
 

@@ -17,7 +17,7 @@ author:
   - The modelfleet contributors (@modelfleet)
 options:
   store_path:
-    description: The store's path. Empty means C(/opt/ashley-ai/models) as root, else C(~/.local/share/ashley-ai/models).
+    description: The store. Empty means C(/opt/ashley-ai/models) as root, else C(~/.local/share/ashley-ai/models).
     type: str
     default: ""
   wanted:
@@ -39,7 +39,7 @@ options:
     type: path
     default: ""
   background:
-    description: Do the work in a process of its own and return at once. Set by the action plugin, which shows the progress.
+    description: Do the work in a process of its own and return at once. The action plugin sets it.
     type: bool
     default: false
 attributes:
@@ -110,7 +110,9 @@ def get_argument_spec() -> dict:
 
 def tell(plan: HostPlan) -> dict:
     """Return the plan as a diff: the files that are to be published."""
-    lines = [f"{file.path}: {file.size} bytes, sha256 {file.sha256}\n" for model in plan.models for file in model.missing]
+    lines = [
+        f"{file.path}: {file.size} bytes, sha256 {file.sha256}\n" for model in plan.models for file in model.missing
+    ]
     return {"before": "", "after": "".join(lines)}
 
 

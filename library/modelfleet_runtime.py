@@ -77,7 +77,7 @@ options:
     type: str
     default: ""
   background:
-    description: Do the work in a process of its own and return at once. Set by the action plugin, which shows the progress.
+    description: Do the work in a process of its own and return at once. The action plugin sets it.
     type: bool
     default: false
 attributes:
@@ -157,7 +157,13 @@ from ansible.module_utils.modelfleet.core.fetch.package_index import PackageInde
 from ansible.module_utils.modelfleet.core.jobs import Progress, describe_os_error, start
 from ansible.module_utils.modelfleet.core.privilege import account_of_path
 from ansible.module_utils.modelfleet.core.runtime.build import Builder, Package
-from ansible.module_utils.modelfleet.core.runtime.environment import BUILD_TOOLS, Wanted, inspect, pin_of, pinned_version
+from ansible.module_utils.modelfleet.core.runtime.environment import (
+    BUILD_TOOLS,
+    Wanted,
+    inspect,
+    pin_of,
+    pinned_version,
+)
 from ansible.module_utils.modelfleet.core.runtime.resolver import resolve_build
 from ansible.module_utils.modelfleet.core.store.layout import resolve_runtime_path, resolve_store_path
 
@@ -215,16 +221,22 @@ def run(params: dict, check_mode: bool) -> dict:
         "wheel": state.wheel,
         "diff": {
             "before": "",
-            "after": f"{wanted.environment}: {wanted.build.key} ({'; '.join(state.reasons)})\n" if state.reasons else "",
+            "after": f"{wanted.environment}: {wanted.build.key} ({'; '.join(state.reasons)})\n"
+            if state.reasons
+            else "",
         },
     }
     if params["state"] == "inspect" or check_mode or not state.reasons:
         return result
     if result["missing_build_tools"]:
         names = ", ".join(BUILD_TOOLS[name] for name in result["missing_build_tools"])
-        raise RuntimeBuildError(f"compiling llama-cpp-python needs what this host lacks: {names}", "install it, or run with become")
+        raise RuntimeBuildError(
+            f"compiling llama-cpp-python needs what this host lacks: {names}", "install it, or run with become"
+        )
     if not params["package_path"]:
-        raise RuntimeBuildError("the modelfleet package was not brought to the host", "run this module through its action plugin")
+        raise RuntimeBuildError(
+            "the modelfleet package was not brought to the host", "run this module through its action plugin"
+        )
     if not os.path.isdir(store_path):
         raise RuntimeBuildError(f"{store_path}: there is no model store", "run the role model_store first")
     settings = PackageIndexSettings.from_environment(os.environ, params["ca_bundle"] or None)

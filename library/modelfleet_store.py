@@ -18,7 +18,7 @@ author:
   - The modelfleet contributors (@modelfleet)
 options:
   path:
-    description: The store's path. Empty means C(/opt/ashley-ai/models) as root, else C(~/.local/share/ashley-ai/models).
+    description: The store. Empty means C(/opt/ashley-ai/models) as root, else C(~/.local/share/ashley-ai/models).
     type: str
     default: ""
   owner:
@@ -118,18 +118,23 @@ def find_tree(params: dict, path: str, owner_name: str) -> Tree:
     """Return the wanted tree; raises ConfigurationError where a value cannot be meant."""
     owner = find_account(owner_name)
     if os.geteuid() not in (0, owner.uid):
-        raise ConfigurationError(f"only root can make a store for {owner.name}", "run with become, or leave model_store_owner empty")
+        raise ConfigurationError(
+            f"only root can make a store for {owner.name}", "run with become, or leave model_store_owner empty"
+        )
     try:
         gid = grp.getgrnam(params["group"]).gr_gid if params["group"] else owner.gid
     except KeyError:
-        raise ConfigurationError(f"there is no group named {params['group']!r} on this host", "create it, or name another") from None
+        raise ConfigurationError(
+            f"there is no group named {params['group']!r} on this host", "create it, or name another"
+        ) from None
     try:
         mode = int(params["mode"], 8)
     except ValueError:
         mode = -1
     if not stat.S_IRWXU <= mode <= 0o7777 or mode & stat.S_IRWXU != stat.S_IRWXU:
         raise ConfigurationError(
-            f"the mode {params['mode']!r} is none that lets the owner in", "set model_store_mode to an octal text such as '0755'"
+            f"the mode {params['mode']!r} is none that lets the owner in",
+            "set model_store_mode to an octal text such as '0755'",
         )
     link = params["link"]
     if link == "~" or link.startswith("~/"):

@@ -10,7 +10,7 @@ from pathlib import Path
 # Plain ansible-playbook may run in an environment that does not have the package installed.
 sys.path.append(str(Path(__file__).resolve().parents[2] / "python"))
 
-from modelfleet.actions import BackgroundAction  # noqa: E402 - the line above makes it importable
+from modelfleet.actions import BackgroundAction
 
 
 class ActionModule(BackgroundAction):

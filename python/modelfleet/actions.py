@@ -1,4 +1,4 @@
-"""What the action plugins of modelfleet's modules share: long work in the background of a host, with its progress shown.
+"""What the modules' action plugins share: long work in the background of a host, with its progress shown.
 
 The module starts the work and returns at once; here its small progress file is
 read until the work is over, and the module's own result becomes the task's.
@@ -70,14 +70,16 @@ class BackgroundAction(ActionBase):  # type: ignore[misc]
             gone = said.startswith("gone")
             state = _parse(said.removeprefix("gone"))
             if state.get("state") == "finished":
-                result = _parse(self._read(f"cat {shlex.quote(job['result'])} && rm -rf -- {shlex.quote(job['folder'])}"))
+                result = _parse(
+                    self._read(f"cat {shlex.quote(job['result'])} && rm -rf -- {shlex.quote(job['folder'])}")
+                )
                 if result:
                     return result
                 gone = True
             if gone:
                 return {
                     "failed": True,
-                    "msg": "the work in the background of the host ended without a result; run again: it goes on where it was",
+                    "msg": "the work on the host ended without a result; run again: it goes on where it was",
                 }
             process = state["pid"] if isinstance(state.get("pid"), int) else process
             teller.tell(state)
@@ -95,7 +97,7 @@ class BackgroundAction(ActionBase):  # type: ignore[misc]
 
 
 class RuntimeAction(BackgroundAction):
-    """Brings the modelfleet package to the host, and a wheel that was compiled before; keeps the one that is compiled now."""
+    """Brings the modelfleet package and kept wheels to the host; keeps the wheel that is compiled there."""
 
     def execute(self, arguments: dict[str, Any], task_vars: dict[str, Any]) -> Result:
         """See BackgroundAction."""
@@ -119,7 +121,9 @@ class RuntimeAction(BackgroundAction):
             arguments["wheel_sha256"] = Wheelhouse.pin(kept)
         result = super().execute(arguments, task_vars)
         if result.get("compiled") and wheelhouse:
-            wheelhouse.keep(str(result["build_key"]), str(result["wheel"]), str(result["wheel_sha256"]), self._connection)
+            wheelhouse.keep(
+                str(result["build_key"]), str(result["wheel"]), str(result["wheel_sha256"]), self._connection
+            )
         return result
 
 
@@ -148,7 +152,7 @@ class Wheelhouse:
         return Path(f"{wheel}.sha256").read_text(encoding="ascii").strip()
 
     def keep(self, key: str, remote: str, sha256: str, connection: Any) -> None:
-        """Copy the wheel at ``remote`` on a host into the wheelhouse; one that is not what the host says is not kept."""
+        """Copy the wheel at ``remote`` on a host into the wheelhouse, unless its hash is another."""
         name = remote.rsplit("/", 1)[-1]
         if not (self._KEY.fullmatch(key) and self._NAME.fullmatch(name)):
             return

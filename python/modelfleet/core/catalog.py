@@ -106,21 +106,28 @@ def _select_one(
     where = f"catalog entry {name}"
     category = _text(entry, "category", where)
     if category not in CATEGORIES:
-        raise ConfigurationError(f"{where}: category {category!r} is no directory of the store", f"use one of {', '.join(CATEGORIES)}")
+        raise ConfigurationError(
+            f"{where}: category {category!r} is no directory of the store", f"use one of {', '.join(CATEGORIES)}"
+        )
     offered = entry.get("variants")
     if not isinstance(offered, Mapping) or not offered:
-        raise ConfigurationError(f"{where}: variants is missing or empty", "list at least one quantization with its files")
+        raise ConfigurationError(
+            f"{where}: variants is missing or empty", "list at least one quantization with its files"
+        )
     quantization = str(wish.get("quantization") or entry.get("default_quantization") or next(iter(offered)))
     if quantization not in offered:
         raise ConfigurationError(
-            f"{where} has no quantization {quantization!r}{_nearest(quantization, offered)}", f"use one of {', '.join(offered)}"
+            f"{where} has no quantization {quantization!r}{_nearest(quantization, offered)}",
+            f"use one of {', '.join(offered)}",
         )
     pins = _pins(lock, name, quantization)
     files = []
     for listed in offered[quantization].get("files", []):
         file_name = _text(listed, "name", f"{where}, {quantization}")
         if not _NAME.match(file_name):
-            raise ConfigurationError(f"{where}: the file name {file_name!r} is not a plain name", "use letters, digits, '.', '_' and '-'")
+            raise ConfigurationError(
+                f"{where}: the file name {file_name!r} is not a plain name", "use letters, digits, '.', '_' and '-'"
+            )
         source = _text(listed, "source", f"{where}, {file_name}")
         files.append(_pin_file(f"{category}/{file_name}", source, pins.get(file_name), f"{name} ({quantization})"))
     if not files:
@@ -138,19 +145,28 @@ def _pins(lock: Mapping[str, Any], name: str, quantization: str) -> Dict[str, Ma
         files = lock["models"].get(name, {}).get(quantization, {}).get("files", [])
         return {pin["name"]: pin for pin in files}
     except (KeyError, TypeError, AttributeError):
-        raise ConfigurationError(f"the lock's entry for {name} ({quantization}) is malformed", "restore models.lock.json") from None
+        raise ConfigurationError(
+            f"the lock's entry for {name} ({quantization}) is malformed", "restore models.lock.json"
+        ) from None
 
 
 def _pin_file(path: str, source: str, pin: Optional[Mapping[str, Any]], what: str) -> PinnedFile:
     if pin is None or pin.get("source") != source:
-        state = "is not in the lock" if pin is None else f"is locked from {pin.get('source')!r}, the catalog says {source!r}"
+        state = (
+            "is not in the lock"
+            if pin is None
+            else f"is locked from {pin.get('source')!r}, the catalog says {source!r}"
+        )
         raise ConfigurationError(
-            f"{what}: {path} {state}", "nothing is published that the lock does not pin: add its size and sha256 to models.lock.json"
+            f"{what}: {path} {state}",
+            "nothing is published that the lock does not pin: add its size and sha256 to models.lock.json",
         )
     wheel = None
     if source.startswith("wheel://"):
         carrier = pin.get("wheel") or {}
-        wheel = WheelPin(str(carrier.get("filename", "")), _size(carrier, path), _sha256(carrier, f"the wheel of {path}"))
+        wheel = WheelPin(
+            str(carrier.get("filename", "")), _size(carrier, path), _sha256(carrier, f"the wheel of {path}")
+        )
         if not wheel.filename.endswith(".whl") or not _NAME.match(wheel.filename):
             raise ConfigurationError(f"the lock pins no wheel file name for {path}", "add wheel.filename to its entry")
     return PinnedFile(path, source, _size(pin, path), _sha256(pin, path), wheel)
@@ -166,7 +182,9 @@ def _size(pin: Mapping[str, Any], path: str) -> int:
 def _sha256(pin: Mapping[str, Any], path: str) -> str:
     value = pin.get("sha256")
     if not isinstance(value, str) or not _SHA256.match(value):
-        raise ConfigurationError(f"the lock's sha256 of {path} is {value!r}", "it must be 64 hexadecimal digits in lower case")
+        raise ConfigurationError(
+            f"the lock's sha256 of {path} is {value!r}", "it must be 64 hexadecimal digits in lower case"
+        )
     return value
 
 
@@ -182,7 +200,9 @@ def _text(mapping: Any, key: str, where: str) -> str:
         raise ConfigurationError(f"{where} is not a mapping", f"write it as 'key: value' lines with at least {key!r}")
     value = mapping.get(key)
     if not isinstance(value, str) or not value:
-        raise ConfigurationError(f"{where}: {key!r} is {'missing' if value is None else 'not a text'}", f"write '{key}: …'")
+        raise ConfigurationError(
+            f"{where}: {key!r} is {'missing' if value is None else 'not a text'}", f"write '{key}: …'"
+        )
     return value
 
 

@@ -24,7 +24,7 @@ class ConfigurationError(ModelfleetError):
 
 
 class UnsafePathError(ModelfleetError):
-    """Raised when a path is not what it must be: a file in place of a directory, or a symlink another account controls."""
+    """Raised when a path is not what it must be: no directory, or a symlink that another account controls."""
 
     def __init__(self, path: str, message: str, cure: Optional[str] = None) -> None:
         self.path = path

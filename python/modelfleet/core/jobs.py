@@ -9,7 +9,8 @@ interrupted finds the same job again by its id.
 
     RUN/modelfleet/jobs/ID/     mode 0700; RUN is /run for root, else XDG_RUNTIME_DIR or a private folder in /tmp
       lock                      held while the job runs
-      progress                  lines of {"state": "running" | "finished", "step", "item", "done", "total", "unit", "pid", "elapsed_seconds"}
+      progress                  lines of {"state": "running" | "finished", "step", "item", "done", "total", "unit",
+                                          "pid", "elapsed_seconds"}
       result.json               what the module returns
 
 The job inherits what it needs by being forked from the module: no argument is
@@ -35,7 +36,12 @@ class Progress:
     """Tells where a long piece of work is; this one tells nobody."""
 
     def update(
-        self, step: str, item: Optional[str] = None, done: Optional[float] = None, total: Optional[float] = None, unit: Optional[str] = None
+        self,
+        step: str,
+        item: Optional[str] = None,
+        done: Optional[float] = None,
+        total: Optional[float] = None,
+        unit: Optional[str] = None,
     ) -> None:
         """Say what is being done; ``done`` of ``total`` count ``unit`` (``bytes`` or ``steps``)."""
 
@@ -53,7 +59,12 @@ class FileProgress(Progress):
         self._last: Tuple[str, Optional[str]] = ("", None)
 
     def update(
-        self, step: str, item: Optional[str] = None, done: Optional[float] = None, total: Optional[float] = None, unit: Optional[str] = None
+        self,
+        step: str,
+        item: Optional[str] = None,
+        done: Optional[float] = None,
+        total: Optional[float] = None,
+        unit: Optional[str] = None,
     ) -> None:
         """See Progress."""
         now = time.monotonic()

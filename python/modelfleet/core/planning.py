@@ -41,7 +41,7 @@ class HostPlan(NamedTuple):
 
     @property
     def disk_bytes(self) -> int:
-        """Bytes that must be free before the work begins: all that is to be published, and the largest wheel beside it."""
+        """Bytes that must be free before the work begins: all that is published, and the largest wheel beside."""
         files = [file for model in self.models for file in model.missing]
         return sum(file.size for file in files) + max((file.wheel.size for file in files if file.wheel), default=0)
 
@@ -56,7 +56,9 @@ class HostPlan(NamedTuple):
                     "model": plan.variant.model,
                     "quantization": plan.variant.quantization,
                     "category": plan.variant.category,
-                    "files": [{"path": file.path, "size": file.size, "sha256": file.sha256} for file in plan.variant.files],
+                    "files": [
+                        {"path": file.path, "size": file.size, "sha256": file.sha256} for file in plan.variant.files
+                    ],
                     "check": plan.variant.check._asdict() if plan.variant.check else None,
                     "action": plan.action,
                     "reason": plan.reason,

@@ -47,7 +47,9 @@ def find_account(name: str) -> Account:
     try:
         return _account(pwd.getpwnam(name))
     except KeyError:
-        raise ConfigurationError(f"there is no account named {name!r} on this host", "create it, or name another") from None
+        raise ConfigurationError(
+            f"there is no account named {name!r} on this host", "create it, or name another"
+        ) from None
 
 
 def account_of_path(path: str) -> Account:

@@ -24,7 +24,9 @@ def carry_out(plan: HostPlan, settings: PackageIndexSettings, progress: Progress
     """
     owner = account_of_path(plan.store_path)
     published: List[str] = []
-    with acting_as(owner), locked(plan.store_path, lambda: progress.update("waiting for another run to release the store")):
+    with acting_as(owner), locked(
+        plan.store_path, lambda: progress.update("waiting for another run to release the store")
+    ):
         temporary = os.path.join(plan.store_path, TEMPORARY)
         sweep(temporary)
         _require_space(plan)
@@ -59,7 +61,12 @@ def _proved_meanwhile(store_path: str, file: PinnedFile, manifest: Manifest) -> 
 
 
 def _publish_one(
-    store_path: str, model: ModelPlan, file: PinnedFile, manifest: Manifest, settings: PackageIndexSettings, progress: Progress
+    store_path: str,
+    model: ModelPlan,
+    file: PinnedFile,
+    manifest: Manifest,
+    settings: PackageIndexSettings,
+    progress: Progress,
 ) -> None:
     final = os.path.join(store_path, file.path)
     about: Dict[str, Any] = {
@@ -75,7 +82,9 @@ def _publish_one(
             return
         if file.path not in manifest:
             raise UnsafePathError(
-                final, "is there with other bytes than the lock pins, and modelfleet did not put it there", "move it away"
+                final,
+                "is there with other bytes than the lock pins, and modelfleet did not put it there",
+                "move it away",
             )
     temporary = fetch(file, os.path.join(store_path, TEMPORARY), settings, progress)
     progress.update(f"publishing {os.path.basename(final)}")

@@ -17,7 +17,7 @@ def format_bytes(count: float) -> str:
 
 def format_duration(seconds: float) -> str:
     """Return ``seconds`` as ``42s``, ``3m10s`` or ``2h05m``."""
-    whole = int(round(seconds))
+    whole = round(seconds)
     if whole < 60:
         return f"{whole}s"
     if whole < 3600:

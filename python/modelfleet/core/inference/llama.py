@@ -28,7 +28,9 @@ def prove(path: str, prompt: str, expected: str) -> Dict[str, Any]:
     try:
         model = llama_cpp.Llama(model_path=path, n_ctx=CONTEXT_TOKENS, n_gpu_layers=0, seed=0, verbose=False)
     except ValueError as error:
-        raise InferenceError(f"{path} cannot be loaded: {error}", "run audit to see whether the file is whole") from None
+        raise InferenceError(
+            f"{path} cannot be loaded: {error}", "run audit to see whether the file is whole"
+        ) from None
     load_seconds = time.monotonic() - started
     context = model.ctx
     llama_cpp.llama_perf_context_reset(context)

@@ -61,7 +61,9 @@ def subjects(store_path: str, planned: List[Dict[str, Any]]) -> Tuple[List[Subje
             continue
         record = manifest.get(files[0]["path"])
         found.append(
-            Subject(model["model"], files[0]["path"], check["prompt"], check["expected"], record.sha256 if record else None)
+            Subject(
+                model["model"], files[0]["path"], check["prompt"], check["expected"], record.sha256 if record else None
+            )
         )
     return found, unproved
 
@@ -143,20 +145,25 @@ def _prove_one(
             start_new_session=True,
         )
     except (OSError, subprocess.SubprocessError) as error:
-        raise InferenceError(f"{python} cannot be run: {error}", "run apply, or the role inference_runtime, first") from None
+        raise InferenceError(
+            f"{python} cannot be run: {error}", "run apply, or the role inference_runtime, first"
+        ) from None
     try:
         output, errors = process.communicate(json.dumps(request).encode(), timeout=timeout)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         raise InferenceError(
-            f"{subject.model}: the proof took over {timeout:.0f} s", "raise verification_timeout_seconds, or choose a smaller model"
+            f"{subject.model}: the proof took over {timeout:.0f} s",
+            "raise verification_timeout_seconds, or choose a smaller model",
         ) from None
     result = _last_line(output)
     if result is None:
         reason = f"signal {-process.returncode}" if process.returncode < 0 else f"status {process.returncode}"
         last = errors.decode("utf-8", "replace").strip().splitlines()
-        raise InferenceError(f"{subject.model}: the proof ended with {reason}: {last[-1] if last else 'no message'}", "run apply again")
+        raise InferenceError(
+            f"{subject.model}: the proof ended with {reason}: {last[-1] if last else 'no message'}", "run apply again"
+        )
     if "error" in result:
         raise InferenceError(f"{subject.model}: {result['error']}")
     measured = result.pop("measured_bytes")
@@ -167,7 +174,12 @@ def _prove_one(
         "expected": subject.expected,
         "offloaded_layers": 0,
         "memory": {"devices": [{"name": result["device"], "predicted_bytes": None, "measured_bytes": measured}]},
-        "isolation": {"account": owner.name, "network": isolation.network, "environment": "emptied", "new_privileges": "refused"},
+        "isolation": {
+            "account": owner.name,
+            "network": isolation.network,
+            "environment": "emptied",
+            "new_privileges": "refused",
+        },
         "fingerprint": mark,
         "verified_at": now(),
         **result,
@@ -175,7 +187,7 @@ def _prove_one(
 
 
 def find_isolation() -> Isolation:
-    """Return how a child can be cut off from the network here: as root by a namespace, else by a user namespace, else not."""
+    """Return how a child can be cut off from the network here: a namespace, a user namespace, or not at all."""
     libc = ctypes.CDLL(None, use_errno=True)
     if not hasattr(libc, "unshare"):
         return Isolation("not isolated: the system has no network namespaces", None)

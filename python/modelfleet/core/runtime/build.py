@@ -48,7 +48,8 @@ class Builder:
     def __init__(self, wanted: Wanted, owner: Account, settings: PackageIndexSettings, progress: Progress) -> None:
         if owner.uid == 0:
             raise RuntimeBuildError(
-                "the inference runtime would be compiled and installed as root", "set model_store_owner to another account"
+                "the inference runtime would be compiled and installed as root",
+                "set model_store_owner to another account",
             )
         self._wanted = wanted
         self._owner = owner
@@ -102,17 +103,19 @@ class Builder:
         return path
 
     def _choose_python(self) -> str:
-        """Return an interpreter that the owner can run and that is new enough; the one that the user named, or the first found."""
+        """Return an interpreter, new enough, that the owner can run: the one that was named, or the first found."""
         named = self._wanted.python
         ours = os.path.join(sys.base_prefix, "bin", f"python{sys.version_info[0]}.{sys.version_info[1]}")
-        candidates = [named] if named else ["/usr/bin/python3", ours, "/usr/local/bin/python3", "/opt/homebrew/bin/python3"]
+        candidates = (
+            [named] if named else ["/usr/bin/python3", ours, "/usr/local/bin/python3", "/opt/homebrew/bin/python3"]
+        )
         least = ".".join(map(str, MINIMUM_PYTHON))
         for candidate in candidates:
             test = f"import sys, venv; sys.exit(sys.version_info[:2] < {MINIMUM_PYTHON})"
             if self._run([candidate, "-I", "-c", test], check=False)[0] == 0:
                 return candidate
         raise RuntimeBuildError(
-            f"no Python {least} or newer with its venv module can be run by {self._owner.name} (tried {', '.join(candidates)})",
+            f"{self._owner.name} can run no Python {least} or newer with venv (tried {', '.join(candidates)})",
             "install one, or name it with inference_runtime_python",
         )
 
@@ -162,7 +165,9 @@ class Builder:
             self._pip(environment, pip, ["install", "--no-index", "--no-deps", wheel, package])
             self._pip(environment, pip, ["check"])
             executable = os.path.join(environment, "bin", "python")
-            version = self._run([executable, "-I", "-c", "import platform; print(platform.python_version())"])[1].strip()
+            version = self._run([executable, "-I", "-c", "import platform; print(platform.python_version())"])[
+                1
+            ].strip()
             write_json(
                 os.path.join(environment, STATE),
                 {
@@ -206,10 +211,14 @@ class Builder:
             _write(path, requirements.encode())
             command += ["--require-hashes", "-r", path]
         tools = os.path.join(environment, "bin")
-        self._run(command, {"VIRTUAL_ENV": environment, "PATH_FIRST": tools, **self._index_environment(), **(extra or {})}, watch=watch)
+        self._run(
+            command,
+            {"VIRTUAL_ENV": environment, "PATH_FIRST": tools, **self._index_environment(), **(extra or {})},
+            watch=watch,
+        )
 
     def _index_environment(self) -> Dict[str, str]:
-        """What pip must know to use the same index as we do: its own configuration files may be out of the owner's reach."""
+        """What pip must know to use our index: its configuration files may be out of the owner's reach."""
         settings = self._settings
         environment = {
             "PIP_CONFIG_FILE": os.devnull,
@@ -234,7 +243,7 @@ class Builder:
         watch: Optional[Callable[[str], None]] = None,
         check: bool = True,
     ) -> Tuple[int, str]:
-        """Run ``command`` as the owner; returns its exit status and output. Raises RuntimeBuildError where ``check`` and it fails."""
+        """Run ``command`` as the owner; returns its status and output. Raises RuntimeBuildError if ``check``."""
         environment = environment_for(self._owner, os.environ)
         environment.update(extra or {})
         first = environment.pop("PATH_FIRST", "")
@@ -264,7 +273,9 @@ class Builder:
                 watch(line)
         status = process.wait()
         if check and status != 0:
-            raise RuntimeBuildError(f"{_describe(command)} failed with status {status}: {_cause(tail)}", "correct that, and run again")
+            raise RuntimeBuildError(
+                f"{_describe(command)} failed with status {status}: {_cause(tail)}", "correct that, and run again"
+            )
         return status, "\n".join(tail)
 
     def _remove(self, path: str) -> None:
@@ -295,7 +306,9 @@ def _describe(command: Sequence[str]) -> str:
 
 def _cause(lines: Sequence[str]) -> str:
     """Return the line that most likely tells why a tool failed."""
-    telling = [line.strip() for line in lines if _CAUSE.search(line)] or [line.strip() for line in lines if line.strip()]
+    telling = [line.strip() for line in lines if _CAUSE.search(line)] or [
+        line.strip() for line in lines if line.strip()
+    ]
     return telling[-1] if telling else "it printed nothing"
 
 

@@ -122,7 +122,9 @@ def pinned_version(requirement: str) -> str:
 
 
 def _differences(wanted: Wanted) -> List[str]:
-    if os.path.realpath(wanted.current) != os.path.realpath(wanted.environment) or not os.path.isdir(wanted.environment):
+    if os.path.realpath(wanted.current) != os.path.realpath(wanted.environment) or not os.path.isdir(
+        wanted.environment
+    ):
         return ["another environment is in use" if os.path.islink(wanted.current) else "there is no environment yet"]
     state = read_state(wanted.environment)
     if state is None:

@@ -9,7 +9,13 @@ from typing import List, NamedTuple, Sequence, Tuple
 
 # With GGML_NATIVE off, ggml still builds x86 code for these unless each is switched off
 # (ggml/CMakeLists.txt: they default to on where GGML_NATIVE is off).
-_X86_SWITCHES = (("avx2", "GGML_AVX2"), ("fma", "GGML_FMA"), ("f16c", "GGML_F16C"), ("bmi2", "GGML_BMI2"), ("avx", "GGML_AVX"))
+_X86_SWITCHES = (
+    ("avx2", "GGML_AVX2"),
+    ("fma", "GGML_FMA"),
+    ("f16c", "GGML_F16C"),
+    ("bmi2", "GGML_BMI2"),
+    ("avx", "GGML_AVX"),
+)
 _X86 = ("x86_64", "amd64")
 
 

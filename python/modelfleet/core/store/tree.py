@@ -58,7 +58,7 @@ def compare(tree: Tree) -> List[Change]:
 
 
 def converge(tree: Tree) -> List[Change]:
-    """Make the tree as wanted and return what was changed; raises UnsafePathError, or OSError where the system refuses."""
+    """Make the tree as wanted and return what was changed; raises UnsafePathError or OSError."""
     changes = compare(tree)
     with _walk(tree.path, tree.owner) as (parent, missing):
         directory = parent
@@ -109,7 +109,9 @@ def _walk(path: str, owner: Account) -> Iterator[Tuple[int, List[str]]]:
             except FileNotFoundError:
                 break
             except PermissionError:
-                raise UnsafePathError(path, f"{name!r} on the way cannot be entered", "run with become, or choose another path") from None
+                raise UnsafePathError(
+                    path, f"{name!r} on the way cannot be entered", "run with become, or choose another path"
+                ) from None
             except OSError as error:
                 if error.errno not in (errno.ELOOP, errno.ENOTDIR, errno.EMLINK):
                     raise
@@ -131,7 +133,7 @@ def _walk(path: str, owner: Account) -> Iterator[Tuple[int, List[str]]]:
 
 
 def _trusted_target(parent: int, name: str, path: str, trusted: Set[int]) -> str:
-    """Return where the symlink ``name`` leads; raises UnsafePathError where it is none or another account controls it."""
+    """Return where the symlink ``name`` leads; raises UnsafePathError if it is none or another account's."""
     status = os.lstat(name, dir_fd=parent)
     if not stat.S_ISLNK(status.st_mode):
         raise UnsafePathError(path, f"{name!r} is not a directory", "move it away, or choose another path")
@@ -212,7 +214,9 @@ def _converge_relative(root: int, relative: str, tree: Tree) -> None:
             except FileNotFoundError:
                 entered = _make_directory(current, name, tree)
             except OSError as error:
-                raise UnsafePathError(f"{tree.path}/{relative}", f"{name!r} is not a directory ({error.strerror})", "move it away") from None
+                raise UnsafePathError(
+                    f"{tree.path}/{relative}", f"{name!r} is not a directory ({error.strerror})", "move it away"
+                ) from None
             current = _replace_descriptor(current, entered)
         status = os.fstat(current)
         _refuse_foreign(f"{tree.path}/{relative}", status, tree)
@@ -236,7 +240,9 @@ def _compare_link(tree: Tree) -> List[Change]:
                 ) from None
             return [Change(tree.link, None, wanted)]
         if not stat.S_ISLNK(status.st_mode):
-            raise UnsafePathError(tree.link, "is in the way of the link to the store", "move it away, or set model_store_link to ''")
+            raise UnsafePathError(
+                tree.link, "is in the way of the link to the store", "move it away, or set model_store_link to ''"
+            )
         found = f"link to {os.readlink(tree.link)}"
     return [] if found == wanted else [Change(tree.link, found, wanted)]
 
