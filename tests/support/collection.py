@@ -21,6 +21,7 @@ from ansible.release import __version__ as ansible_version  # type: ignore[impor
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 SHARED_CODE = re.compile(r"\bansible\.module_utils\.modelfleet\b")
+MODULE_NAME = re.compile(r"\bM\((?=modelfleet_)")
 SHARED_CODE_IN_COLLECTION = "ansible_collections.modelfleet.modelfleet.plugins.module_utils.modelfleet"
 
 
@@ -40,7 +41,8 @@ def write_collection(root: Path) -> Path:
     shutil.copytree(CHECKOUT / "python" / "modelfleet" / "core", shared / "core", ignore=leave_out)
     shutil.copy(CHECKOUT / "python" / "modelfleet" / "__init__.py", shared)
     for path in [*plugins.glob("modules/*.py"), *plugins.glob("action/*.py")]:
-        path.write_text(SHARED_CODE.sub(SHARED_CODE_IN_COLLECTION, path.read_text()))
+        text = SHARED_CODE.sub(SHARED_CODE_IN_COLLECTION, path.read_text())
+        path.write_text(MODULE_NAME.sub("M(modelfleet.modelfleet.", text))
     modules = sorted(path.name for path in (plugins / "modules").glob("*.py"))
     _write(
         collection / "galaxy.yml",
