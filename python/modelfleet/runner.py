@@ -175,7 +175,7 @@ class _Run:
         self, arguments: Sequence[str], environment: Mapping[str, str], become_password: str | None
     ) -> RunResult:
         # Imported here: a command line that only prints its help must not pay for it.
-        from ansible_runner import Runner, RunnerConfig  # type: ignore[import-untyped]
+        from ansible_runner import Runner, RunnerConfig
 
         program = playbook_program()
         progress_file = os.path.join(self.private, "progress")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 PLAIN_PROGRESS_SECONDS = 5.0
+NAMED_AFTER_SECONDS = 1.0
 BAR_WIDTH = 20
 BAR_TERMINAL_WIDTH = 110
 _ESCAPE = re.compile(r"(\x1b\[[0-9;]*m)")
@@ -57,6 +58,7 @@ class View:
         elif isinstance(event, Progress):
             self.progress(event)
         else:
+            self.reported(event)
             self._report(event)
             self.finished(event)
 
@@ -78,8 +80,11 @@ class View:
     def progress(self, event: Progress) -> None:
         """Show how far a long step is."""
 
+    def reported(self, event: TaskResult) -> None:
+        """Take a result, before what went wrong is said."""
+
     def finished(self, event: TaskResult) -> None:
-        """Show that a host has done a task."""
+        """Take a result, after what went wrong was said."""
 
     def line(self, text: str, colour: str | None = None) -> None:
         """Print a line that stays."""
@@ -94,48 +99,82 @@ class View:
 
 
 class PlainView(View):
-    """Lines for a log: each task once, each host's progress at most every PLAIN_PROGRESS_SECONDS."""
+    """Lines for a log: each task once, each host's progress at most every PLAIN_PROGRESS_SECONDS.
+
+    A task is named when a host has done something in it, or is still at it after NAMED_AFTER_SECONDS: most of those
+    that are skipped everywhere never show.
+    """
 
     def __init__(self, verbose: bool, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(verbose)
         self.stream = stream
         self.clock = clock
-        self._task = ("", "")
+        self._task = ""
+        self._timer: threading.Timer | None = None
+        self._lock = threading.RLock()
         self._shown: dict[str, float] = {}
 
     def started(self, event: TaskStarted) -> None:
-        task = (event.role, event.task)
-        if task != self._task:
-            self._task = task
-            if not self.verbose:
-                self.line(": ".join(clean(part) for part in task if part))
+        name = full_name(event)
+        with self._lock:
+            if name == self._task:
+                return
+            self._forget()
+            self._task = name
+            self._timer = threading.Timer(NAMED_AFTER_SECONDS, self._name_task, (name,))
+            self._timer.daemon = True
+            self._timer.start()
 
     def progress(self, event: Progress) -> None:
+        self._name_task(self._task)
         now = self.clock()
         if now - self._shown.get(event.host, -PLAIN_PROGRESS_SECONDS) < PLAIN_PROGRESS_SECONDS:
             return
         self._shown[event.host] = now
         self.line(f"{clean(event.host)}: {describe(event)}")
 
+    def reported(self, event: TaskResult) -> None:
+        if event.status != "skipped":
+            self._name_task(full_name(event))
+
+    def _name_task(self, name: str) -> None:
+        with self._lock:
+            if name == self._task and self._timer is not None:
+                self._forget()
+                if not self.verbose:
+                    self.line(name)
+
+    def _forget(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
     def line(self, text: str, colour: str | None = None) -> None:
-        self.stream.write(text + "\n")
-        self.stream.flush()
+        with self._lock:
+            self.stream.write(text + "\n")
+            self.stream.flush()
 
     def ansible_line(self, text: str) -> None:
         self.line(clean(_ESCAPE.sub("", text)))
+
+    def close(self) -> None:
+        with self._lock:
+            self._forget()
+
+
+def full_name(event: TaskStarted | TaskResult) -> str:
+    """Return ``role: task``, or the task alone where it is in no role."""
+    return ": ".join(clean(part) for part in (event.role, event.task) if part)
 
 
 def describe(event: Progress) -> str:
     """Return a progress event in one line: step, item, how much of how much, rate, time left."""
     what = " ".join(clean(part) for part in (event.step or event.task, event.item) if part)
-    so_far = joined(
-        (
-            amount(event.done, event.total, event.unit),
-            speed(event.rate, event.unit),
-            time_left(event.eta_seconds) or f"for {format_duration(event.elapsed_seconds)}",
-        )
-    )
-    return f"{what}: {so_far}"
+    left = time_left(event.eta_seconds)
+    if not left and event.elapsed_seconds >= 1:
+        left = f"for {format_duration(event.elapsed_seconds)}"
+    so_far = joined((amount(event.done, event.total, event.unit), speed(event.rate, event.unit), left))
+    return f"{what}: {so_far}" if so_far else what
 
 
 @dataclass
@@ -178,9 +217,8 @@ class TerminalView(View):
         self._live.start()
 
     def started(self, event: TaskStarted) -> None:
-        name = ": ".join(clean(part) for part in (event.role, event.task) if part)
         with self._lock:
-            self._rows[event.host] = _Row(name, time.monotonic())
+            self._rows[event.host] = _Row(full_name(event), time.monotonic())
 
     def progress(self, event: Progress) -> None:
         with self._lock:

@@ -16,7 +16,8 @@ def proof_lines(proofs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for proof in proofs:
         passed = proof.get("passed")
         mark = click.style("proved", fg="green") if passed else click.style("FAILED", fg="red", bold=True)
-        where = joined((_said(proof, "backend"), _said(proof, "device") if proof.get("device") != "cpu" else ""))
+        backend, device = _said(proof, "backend"), _said(proof, "device")
+        where = joined((backend, device if device.lower() != backend.lower() else ""))
         yield f"{mark}  {clean(proof.get('host', ''))}: {_said(proof, 'model')}" + (f" on {where}" if where else "")
         yield from table([[name, value] for name, value in _rows(proof) if value], indent="  ")
 
