@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from support.role_readme import variables_section, with_section
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 ROLES = sorted(path.parent for path in CHECKOUT.glob("roles/*/tasks"))
@@ -65,3 +66,8 @@ def test_every_default_has_a_sentence_above_it(role: Path) -> None:
 def test_the_readme_names_every_variable(role: Path) -> None:
     text = (role / "README.md").read_text()
     assert [name for name in options_of(role) if f"`{name}`" not in text] == []
+
+
+def test_the_readmes_table_is_made_from_the_specification(role: Path) -> None:
+    text = (role / "README.md").read_text()
+    assert with_section(text, variables_section(role)) == text, "run tests/support/role_readme.py"
