@@ -17,7 +17,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from ansible.release import __version__ as ansible_version  # type: ignore[import-untyped]
+from ansible.release import __version__ as ansible_version
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 SHARED_CODE = re.compile(r"\bansible\.module_utils\.modelfleet\b")

@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import os
 
-from ansible import context  # type: ignore[import-untyped]
-from ansible.executor.stats import AggregateStats  # type: ignore[import-untyped]
-from ansible.executor.task_result import CallbackTaskResult  # type: ignore[import-untyped]
-from ansible.plugins.callback import CallbackBase  # type: ignore[import-untyped]
+from ansible import context
+from ansible.executor.stats import AggregateStats
+from ansible.executor.task_result import CallbackTaskResult
+from ansible.plugins.callback import CallbackBase
 
 DOCUMENTATION = """
 name: record_changes
