@@ -24,6 +24,12 @@ options:
     description: The managed environment's path. Empty means C(runtime) beside the store.
     type: str
     default: ""
+  environment_key:
+    description:
+      - The key of the managed environment, as M(modelfleet_runtime) returns it.
+      - Empty means that of the environment that is installed; in check mode that may be about to change.
+    type: str
+    default: ""
   models:
     description: The models of the plan that M(modelfleet_models) returned.
     type: list
@@ -75,7 +81,14 @@ import hashlib
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.modelfleet.core.errors import ModelfleetError
-from ansible.module_utils.modelfleet.core.inference.proof import due, fingerprint, prove, read_records, subjects
+from ansible.module_utils.modelfleet.core.inference.proof import (
+    due,
+    fingerprint,
+    installed_key,
+    prove,
+    read_records,
+    subjects,
+)
 from ansible.module_utils.modelfleet.core.jobs import Progress, describe_os_error, start
 from ansible.module_utils.modelfleet.core.store.layout import resolve_runtime_path, resolve_store_path
 
@@ -84,6 +97,7 @@ def get_argument_spec() -> dict:
     return {
         "store_path": {"type": "str", "default": ""},
         "runtime_path": {"type": "str", "default": ""},
+        "environment_key": {"type": "str", "default": "", "no_log": False},
         "models": {"type": "list", "elements": "dict", "required": True},
         "timeout": {"type": "int", "default": 600},
         "background": {"type": "bool", "default": False},
@@ -94,9 +108,10 @@ def run(params: dict, check_mode: bool) -> dict:
     """Return the module's result, or the job that will have it."""
     store_path = resolve_store_path(params["store_path"])
     runtime_path = resolve_runtime_path(params["runtime_path"], store_path)
-    wanted, unproved = subjects(store_path, params["models"])
+    wanted, unproved = subjects(params["models"])
+    environment_key = params["environment_key"] or installed_key(runtime_path)
     records = read_records(store_path)
-    marked = [(subject, fingerprint(subject, runtime_path)) for subject in wanted]
+    marked = [(subject, fingerprint(subject, environment_key)) for subject in wanted]
     pending = [(subject, mark) for subject, mark in marked if due(subject, mark, records)]
     waiting = {subject.file for subject, _ in pending}
     earlier = [{**records[subject.file], "ran": False} for subject in wanted if subject.file not in waiting]

@@ -103,6 +103,15 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+ansible_facts:
+  description: The environment, for the roles that follow.
+  type: dict
+  returned: always
+  contains:
+    modelfleet_runtime:
+      description: The environment's path, and the key that names all that is installed in it.
+      type: dict
+      returned: always
 path:
   description: The path by which applications know the environment.
   type: str
@@ -211,6 +220,7 @@ def run(params: dict, check_mode: bool) -> dict:
     state = inspect(wanted)
     build_required = bool(state.reasons) and state.wheel is None and not params["wheel_path"]
     result = {
+        "ansible_facts": {"modelfleet_runtime": {"path": wanted.current, "key": wanted.key}},
         "changed": bool(state.reasons) and params["state"] == "present",
         "path": wanted.current,
         "update_required": bool(state.reasons),

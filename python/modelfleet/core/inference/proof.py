@@ -25,7 +25,7 @@ from ..jobs import Progress
 from ..privilege import Account, account_of_path, acting_as, dropping_to, environment_for
 from ..runtime.environment import read_state
 from ..store.layout import STATE
-from ..store.manifest import now, read_manifest, write_json
+from ..store.manifest import now, write_json
 
 SCHEMA_VERSION = 1
 RECORDS = f"{STATE}/verification.json"
@@ -33,13 +33,13 @@ _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000  # linux/sched.h
 
 
 class Subject(NamedTuple):
-    """What is to be proved: a model, its first file (relative to the store), its check, and the hash of the file."""
+    """What is to be proved: a model, its first file (relative to the store) with its pinned sha256, and its check."""
 
     model: str
     file: str
+    sha256: str
     prompt: str
     expected: str
-    sha256: Optional[str]
 
 
 class Isolation(NamedTuple):
@@ -49,34 +49,26 @@ class Isolation(NamedTuple):
     enter: Optional[Callable[[], None]]
 
 
-def subjects(store_path: str, planned: List[Dict[str, Any]]) -> Tuple[List[Subject], List[str]]:
+def subjects(planned: List[Dict[str, Any]]) -> Tuple[List[Subject], List[str]]:
     """Return what can be proved of a HostPlan's models, and the names of those that have no check yet."""
-    manifest = read_manifest(store_path)
     found: List[Subject] = []
     unproved: List[str] = []
     for model in planned:
         check, files = model.get("check"), model.get("files") or []
-        if not check or not files or not files[0]["path"].endswith(".gguf"):
+        if check and files and files[0]["path"].endswith(".gguf"):
+            first = files[0]
+            found.append(Subject(model["model"], first["path"], first["sha256"], check["prompt"], check["expected"]))
+        else:
             unproved.append(model["model"])
-            continue
-        record = manifest.get(files[0]["path"])
-        found.append(
-            Subject(
-                model["model"], files[0]["path"], check["prompt"], check["expected"], record.sha256 if record else None
-            )
-        )
     return found, unproved
 
 
-def fingerprint(subject: Subject, runtime_path: str) -> str:
-    """Return the hash of all that could change what a proof gives."""
-    environment = os.path.realpath(os.path.join(runtime_path, "current"))
-    state = read_state(environment) or {}
+def fingerprint(subject: Subject, environment_key: str) -> str:
+    """Return the hash of all that could change what a proof gives; the key names all that is installed."""
     parts = {
         "kernel": platform.release(),
         "driver": _driver_version(),
-        "environment": state.get("key"),
-        "distributions": state.get("distributions"),
+        "environment": environment_key,
         "model": subject.sha256,
         "prompt": subject.prompt,
         "expected": subject.expected,
@@ -84,6 +76,12 @@ def fingerprint(subject: Subject, runtime_path: str) -> str:
         "modelfleet": __version__,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def installed_key(runtime_path: str) -> str:
+    """Return the key of the environment in use; '' where there is none."""
+    state = read_state(os.path.join(runtime_path, "current")) or {}
+    return str(state.get("key", ""))
 
 
 def read_records(store_path: str) -> Dict[str, Dict[str, Any]]:
@@ -126,6 +124,10 @@ def _prove_one(
     store_path: str, runtime_path: str, subject: Subject, mark: str, owner: Account, timeout: float
 ) -> Dict[str, Any]:
     python = os.path.join(runtime_path, "current", "bin", "python")
+    if not os.path.isfile(os.path.join(store_path, subject.file)):
+        raise InferenceError(
+            f"{subject.model}: {subject.file} is not in the store", "run apply, or the role models, first"
+        )
     isolation = find_isolation()
     request = {
         "path": os.path.join(store_path, subject.file),
