@@ -69,7 +69,7 @@ def read_hardware(
                 unknown[f"{section}.{name}"] = "sysctl and sw_vers do not tell"
     for name in vars(cpu.cache):
         unknown[f"cpu.cache.{name}"] = "sysctl tells the cache of one core only"
-    if system.virtual_machine:
+    if system.virtual_machine is not False:
         unknown["os.hypervisor"] = "sysctl does not name it"
     accelerators: List[Accelerator] = []
     if values.get("hw.optional.arm64") == "1":

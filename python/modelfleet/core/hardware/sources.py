@@ -29,10 +29,19 @@ class Reader:
         """True when this is the running machine, not a recorded tree."""
         return self.root == ""
 
+    def _inside(self, path: str) -> bool:
+        """Tell whether what ``path`` names lies under the root: a link in a record must not lead to this machine."""
+        top = os.path.realpath(self.root) + "/"
+        return self.live or (os.path.realpath(self.root + path) + "/").startswith(top)
+
     def read(self, path: str) -> Optional[str]:
         """Return the text of the file at the absolute ``path``, None where it cannot be read."""
         try:
-            with open(self.root + path, "rb") as stream:
+            # Not blocking: a record may hold a named pipe.
+            descriptor = os.open(self.root + path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            with os.fdopen(descriptor, "rb") as stream:
+                if not self._inside(path):
+                    return None
                 return stream.read(READ_LIMIT_BYTES).decode("utf-8", "replace")
         except OSError:
             return None
@@ -49,7 +58,7 @@ class Reader:
     def list(self, path: str) -> List[str]:
         """Return the sorted names in the directory ``path``, none where it cannot be read."""
         try:
-            return sorted(os.listdir(self.root + path))
+            return sorted(os.listdir(self.root + path)) if self._inside(path) else []
         except OSError:
             return []
 
@@ -61,7 +70,7 @@ class Reader:
             return None
 
     def link_target(self, path: str) -> Optional[str]:
-        """Return what the symlink ``path`` points to as an absolute path under the same root."""
+        """Return what the symlink ``path`` points to, as a path under the same root."""
         try:
             target = os.readlink(self.root + path)
         except OSError:

@@ -113,7 +113,7 @@ def read_virtual_machine(reader: Reader, system: OperatingSystem, unknown: Dict[
     elif reader.exists(directory):
         system.virtual_machine = False
     else:
-        unknown["os.virtual_machine"] = "neither processor nor firmware tells"
+        unknown["os.virtual_machine"] = unknown["os.hypervisor"] = "neither processor nor firmware tells"
     if system.virtual_machine:
         system.hypervisor = hypervisor or reader.read_line("/sys/hypervisor/type")
         if system.hypervisor is None:
