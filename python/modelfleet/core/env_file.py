@@ -241,17 +241,27 @@ def _read_existing(path: str, directory: int, owner: Optional[Account]) -> Optio
         if stat.S_ISLNK(os.lstat(name, dir_fd=directory).st_mode):
             raise UnsafePathError(path, "is a symlink", "remove it, or set env_file_path to the file itself") from None
         raise EnvFileError(f"{path}: cannot be read: {error.strerror}", "run as its owner or with become") from None
-    with os.fdopen(descriptor, "rb") as stream:
+    try:
         status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise UnsafePathError(path, "is not a regular file", "move it away, or set env_file_path to another file")
-        if owner is not None and status.st_uid not in (0, owner.uid):
-            raise UnsafePathError(
-                path, f"belongs to uid {status.st_uid}, not to {owner.name}", "give it to that account, or move it away"
-            )
-        # A second name in the owner's directory could be that of any file of root's.
-        if owner is not None and status.st_uid != owner.uid and status.st_nlink > 1:
-            raise UnsafePathError(path, "is a hard link to a file of root's", "remove it")
-        if status.st_size > SIZE_LIMIT_BYTES:
-            raise EnvFileError(f"{path}: larger than an environment file can be", "correct env_file_path")
-        return stream.read().decode("utf-8", "surrogateescape"), status
+        _refuse_unsafe(path, status, owner)
+        text = b""
+        while len(text) <= SIZE_LIMIT_BYTES:
+            part = os.read(descriptor, SIZE_LIMIT_BYTES)
+            if not part:
+                return text.decode("utf-8", "surrogateescape"), status
+            text += part
+    finally:
+        os.close(descriptor)
+    raise EnvFileError(f"{path}: larger than an environment file can be", "correct env_file_path")
+
+
+def _refuse_unsafe(path: str, status: os.stat_result, owner: Optional[Account]) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise UnsafePathError(path, "is not a regular file", "move it away, or set env_file_path to another file")
+    if owner is not None and status.st_uid not in (0, owner.uid):
+        raise UnsafePathError(
+            path, f"belongs to uid {status.st_uid}, not to {owner.name}", "give it to that account, or move it away"
+        )
+    # A second name in the owner's directory could be that of any file of root's.
+    if owner is not None and status.st_uid != owner.uid and status.st_nlink > 1:
+        raise UnsafePathError(path, "is a hard link to a file of root's", "remove it")
