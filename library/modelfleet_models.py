@@ -95,6 +95,7 @@ from ansible.module_utils.modelfleet.core.planning import HostPlan, plan_host
 from ansible.module_utils.modelfleet.core.publishing import carry_out
 from ansible.module_utils.modelfleet.core.store.layout import resolve_store_path
 from ansible.module_utils.modelfleet.core.store.manifest import read_manifest
+from ansible.module_utils.modelfleet.core.store.tree import store_owner
 
 
 def get_argument_spec() -> dict:
@@ -130,8 +131,8 @@ def run(params: dict, check_mode: bool) -> dict:
     }
     if check_mode or not missing:
         return result
-    if not os.path.isdir(store_path):
-        raise ModelfleetError(f"{store_path}: there is no model store", "run the role model_store first")
+    # Said now rather than by the work in the background.
+    store_owner(store_path)
     settings = PackageIndexSettings.from_environment(os.environ, params["ca_bundle"] or None)
 
     def work(progress: Progress) -> dict:

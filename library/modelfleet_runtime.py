@@ -164,7 +164,6 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.modelfleet.core.errors import ModelfleetError, RuntimeBuildError
 from ansible.module_utils.modelfleet.core.fetch.package_index import PackageIndexSettings
 from ansible.module_utils.modelfleet.core.jobs import Progress, describe_os_error, start
-from ansible.module_utils.modelfleet.core.privilege import account_of_path
 from ansible.module_utils.modelfleet.core.runtime.build import Builder, Package
 from ansible.module_utils.modelfleet.core.runtime.environment import (
     BUILD_TOOLS,
@@ -175,6 +174,7 @@ from ansible.module_utils.modelfleet.core.runtime.environment import (
 )
 from ansible.module_utils.modelfleet.core.runtime.resolver import resolve_build
 from ansible.module_utils.modelfleet.core.store.layout import resolve_runtime_path, resolve_store_path
+from ansible.module_utils.modelfleet.core.store.tree import store_owner
 
 
 def get_argument_spec() -> dict:
@@ -247,12 +247,10 @@ def run(params: dict, check_mode: bool) -> dict:
         raise RuntimeBuildError(
             "the modelfleet package was not brought to the host", "run this module through its action plugin"
         )
-    if not os.path.isdir(store_path):
-        raise RuntimeBuildError(f"{store_path}: there is no model store", "run the role model_store first")
     settings = PackageIndexSettings.from_environment(os.environ, params["ca_bundle"] or None)
     package = Package(params["package_path"], params["package_sha256"])
     brought = Package(params["wheel_path"], params["wheel_sha256"]) if params["wheel_path"] else None
-    owner = account_of_path(store_path)
+    owner = store_owner(store_path)
 
     def work(progress: Progress) -> dict:
         wheel, compiled = Builder(wanted, owner, settings, progress).converge(package, brought)

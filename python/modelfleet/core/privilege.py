@@ -8,6 +8,7 @@ harm the owner only, and a race by a third account has nothing of root's to win.
 import codecs
 import contextlib
 import ctypes
+import errno
 import os
 import pwd
 from typing import Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional
@@ -54,7 +55,11 @@ def find_account(name: str) -> Account:
 
 def account_of_path(path: str) -> Account:
     """Return the account that owns ``path`` (not following a symlink); raises OSError where it is missing."""
-    status = os.lstat(path)
+    return account_of(os.lstat(path))
+
+
+def account_of(status: os.stat_result) -> Account:
+    """Return the account that owns what has this ``status``; one without a passwd entry gets its number as name."""
     try:
         return _account(pwd.getpwuid(status.st_uid))
     except KeyError:
@@ -66,16 +71,19 @@ def acting_as(account: Account) -> Iterator[None]:
     """Do what follows with ``account``'s effective rights; nothing changes where they are ours already.
 
     For the file system only: what runs as a program is started with
-    ``dropping_to``, which leaves no way back.
+    ``dropping_to``, which leaves no way back. Raises PermissionError where we
+    are neither root nor that account.
     """
     if os.geteuid() == account.uid:
         yield
         return
+    if os.geteuid() != 0:
+        raise PermissionError(errno.EPERM, f"only root can act for {account.name}")
     user, group, groups = os.geteuid(), os.getegid(), os.getgroups()
-    os.setgroups(_groups_of(account))
-    os.setegid(account.gid)
-    os.seteuid(account.uid)
     try:
+        os.setgroups(_groups_of(account))
+        os.setegid(account.gid)
+        os.seteuid(account.uid)
         yield
     finally:
         os.seteuid(user)
@@ -104,8 +112,8 @@ def dropping_to(account: Account, before: Optional[Callable[[], None]] = None) -
             os.setgroups(groups)
             os.setgid(account.gid)
             os.setuid(account.uid)
-        if hasattr(libc, "prctl"):
-            libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        if hasattr(libc, "prctl") and libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
+            raise OSError(ctypes.get_errno(), "prctl")
         os.umask(0o022)
 
     return drop

@@ -9,10 +9,11 @@ from .fetch.package_index import PackageIndexSettings
 from .fetch.transfer import fetch, hash_file, sweep
 from .jobs import Progress
 from .planning import HostPlan, ModelPlan
-from .privilege import account_of_path, acting_as
+from .privilege import acting_as
 from .store.layout import TEMPORARY
 from .store.manifest import Manifest, locked, read_manifest
 from .store.publish import publish, record, refuse_irregular
+from .store.tree import store_owner
 from .units import format_bytes
 
 
@@ -22,7 +23,7 @@ def carry_out(plan: HostPlan, settings: PackageIndexSettings, progress: Progress
     A model that fails stops the run; what was published before stays. Raises
     ModelfleetError (its kinds say why) and OSError where the system refuses.
     """
-    owner = account_of_path(plan.store_path)
+    owner = store_owner(plan.store_path)
     published: List[str] = []
     with acting_as(owner), locked(
         plan.store_path, lambda: progress.update("waiting for another run to release the store")

@@ -22,10 +22,11 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 from ... import __version__
 from ..errors import InferenceError
 from ..jobs import Progress
-from ..privilege import Account, account_of_path, acting_as, dropping_to, environment_for
+from ..privilege import Account, acting_as, dropping_to, environment_for
 from ..runtime.environment import read_state
 from ..store.layout import STATE
 from ..store.manifest import now, write_json
+from ..store.tree import store_owner
 
 SCHEMA_VERSION = 1
 RECORDS = f"{STATE}/verification.json"
@@ -108,7 +109,7 @@ def prove(
     Raises InferenceError where a proof cannot be run; one that runs and does
     not give what is expected is returned with ``passed`` false.
     """
-    owner = account_of_path(store_path)
+    owner = store_owner(store_path)
     done = []
     for subject, mark in pending:
         progress.update(f"proving {subject.model}: loading and generating")

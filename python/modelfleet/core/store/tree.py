@@ -10,14 +10,21 @@ import contextlib
 import errno
 import os
 import stat
-from typing import Iterator, List, NamedTuple, Optional, Set, Tuple
+from typing import ContextManager, Iterator, List, NamedTuple, Optional, Set, Tuple
 
-from ..errors import UnsafePathError
-from ..privilege import Account, acting_as
-from .layout import STORE_DIRECTORIES
+from ..errors import ModelfleetError, UnsafePathError
+from ..privilege import Account, account_of, acting_as
+from .layout import STATE, STORE_DIRECTORIES
 
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _LINK_LIMIT = 40
+# What opening a symlink or a file as a directory gives, by system.
+_NO_DIRECTORY = (errno.ELOOP, errno.ENOTDIR, errno.EMLINK)
+# What a slip in a path must never give to an account: /usr, say, for /usr/share/models.
+_SYSTEM_DIRECTORIES = (
+    *("/", "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/opt", "/proc", "/root", "/run", "/sbin", "/sys", "/tmp"),
+    *("/usr", "/usr/local", "/usr/share", "/var", "/var/lib", "/var/tmp", "/Library", "/System", "/Users"),
+)
 
 
 class Tree(NamedTuple):
@@ -42,17 +49,26 @@ def compare(tree: Tree) -> List[Change]:
     """Return what ``converge`` would change, in its order; raises UnsafePathError where it must not act at all."""
     wanted = _describe(tree.owner.uid, tree.gid, tree.mode)
     changes: List[Change] = []
-    with _walk(tree.path, tree.owner) as (_, missing):
+    with walk(tree.path) as (directory, missing):
         if missing:
+            _require_writable(directory, missing[0], tree)
             parent = tree.path[: -len("/".join(missing)) - 1]
             for name in missing:
                 parent = f"{parent}/{name}"
                 changes.append(Change(parent, None, wanted))
             changes.extend(Change(f"{tree.path}/{relative}", None, wanted) for relative in STORE_DIRECTORIES)
         else:
-            changes.extend(_compare_directory(tree.path, tree, wanted))
+            status = os.fstat(directory)
+            _refuse_system(tree.path, status)
+            changes.extend(_compare_directory(tree.path, status, tree, wanted))
             for relative in STORE_DIRECTORIES:
-                changes.extend(_compare_directory(f"{tree.path}/{relative}", tree, wanted))
+                path = f"{tree.path}/{relative}"
+                try:
+                    status = os.lstat(relative, dir_fd=directory)
+                except FileNotFoundError:
+                    changes.append(Change(path, None, wanted))
+                else:
+                    changes.extend(_compare_directory(path, status, tree, wanted))
     changes.extend(_compare_link(tree))
     return changes
 
@@ -60,12 +76,13 @@ def compare(tree: Tree) -> List[Change]:
 def converge(tree: Tree) -> List[Change]:
     """Make the tree as wanted and return what was changed; raises UnsafePathError or OSError."""
     changes = compare(tree)
-    with _walk(tree.path, tree.owner) as (parent, missing):
+    with walk(tree.path) as (parent, missing):
         directory = parent
         try:
             for name in missing:
-                directory = _replace_descriptor(directory, _make_directory(directory, name, tree), keep=parent)
-            _converge_directory(directory, tree)
+                made = _make_directory(directory, name, tree, tree.path)
+                directory = _replace_descriptor(directory, made, keep=parent)
+            _converge_directory(directory, tree, tree.path)
             for relative in STORE_DIRECTORIES:
                 _converge_relative(directory, relative, tree)
         finally:
@@ -79,33 +96,55 @@ def converge(tree: Tree) -> List[Change]:
 def ensure_directory(path: str, owner: Account, mode: int = 0o755) -> None:
     """Make the directory ``path``, and those missing on the way to it, as ``converge`` makes the store's."""
     tree = Tree(path, owner, owner.gid, mode, None)
-    with _walk(path, owner) as (parent, missing):
+    with walk(path) as (parent, missing):
         directory = parent
         try:
             for name in missing:
-                directory = _replace_descriptor(directory, _make_directory(directory, name, tree), keep=parent)
+                made = _make_directory(directory, name, tree, path)
+                directory = _replace_descriptor(directory, made, keep=parent)
             _refuse_foreign(path, os.fstat(directory), tree)
         finally:
             if directory != parent:
                 os.close(directory)
 
 
+def store_owner(path: str) -> Account:
+    """Return the account that owns the store at ``path``, for which we may act.
+
+    Raises UnsafePathError where another account decides what the path leads
+    to, or where only root could act for its owner; ModelfleetError where there
+    is no store.
+    """
+    with walk(path) as (directory, missing):
+        owner = account_of(os.fstat(directory))
+        try:
+            if missing:
+                raise FileNotFoundError
+            if os.geteuid() not in (0, owner.uid):
+                raise UnsafePathError(path, f"belongs to {owner.name}", "run with become, or set model_store_path")
+            os.lstat(STATE, dir_fd=directory)
+        except FileNotFoundError:
+            raise ModelfleetError(f"{path}: there is no model store", "run the role model_store first") from None
+    return owner
+
+
 @contextlib.contextmanager
-def _walk(path: str, owner: Account) -> Iterator[Tuple[int, List[str]]]:
+def walk(path: str) -> Iterator[Tuple[int, List[str]]]:
     """Open the deepest existing directory of ``path``; yields its descriptor and the names still missing under it.
 
-    A symlink on the way is followed only where no other account could have
-    planted or could replace it.
+    A symlink on the way is followed only where it is ours or root's, and
+    nobody else could have put it there. The store's owner is somebody else:
+    root would lend an owner who plants a symlink root's rights at its target.
     """
-    trusted = {0, os.geteuid(), owner.uid}
+    trusted = {0, os.geteuid()}
     names = [name for name in path.split("/") if name]
-    links = 0
-    current = os.open("/", _OPEN_DIRECTORY)
+    links = borrowed = 0
+    current = _open_directory("/")
     try:
         while names:
             name = names[0]
             try:
-                entered = os.open(name, _OPEN_DIRECTORY, dir_fd=current)
+                entered = _open_directory(name, current)
             except FileNotFoundError:
                 break
             except PermissionError:
@@ -113,23 +152,53 @@ def _walk(path: str, owner: Account) -> Iterator[Tuple[int, List[str]]]:
                     path, f"{name!r} on the way cannot be entered", "run with become, or choose another path"
                 ) from None
             except OSError as error:
-                if error.errno not in (errno.ELOOP, errno.ENOTDIR, errno.EMLINK):
+                if error.errno not in _NO_DIRECTORY:
                     raise
                 target = _trusted_target(current, name, path, trusted)
                 links += 1
                 if links > _LINK_LIMIT:
                     raise UnsafePathError(path, "too many symlinks on the way", "correct them") from None
-                names[:1] = [part for part in target.split("/") if part]
+                parts = [part for part in target.split("/") if part]
+                names[:1] = parts
+                borrowed = len(parts) + max(borrowed - 1, 0)
                 if target.startswith("/"):
-                    current = _replace_descriptor(current, os.open("/", _OPEN_DIRECTORY))
+                    current = _replace_descriptor(current, _open_directory("/"))
                 continue
             current = _replace_descriptor(current, entered)
             names.pop(0)
-        if any(name == ".." for name in names):
-            raise UnsafePathError(path, "a symlink on the way leads through a directory that is missing", "correct it")
+            borrowed = max(borrowed - 1, 0)
+        if borrowed:
+            raise UnsafePathError(
+                path, f"a symlink on the way leads to {names[0]!r}, which is missing", "make it, or correct the symlink"
+            )
         yield current, names
     finally:
         os.close(current)
+
+
+def _walk(path: str, owner: Account) -> ContextManager[Tuple[int, List[str]]]:
+    # The name by which core.env_file knows it.
+    return walk(path)
+
+
+def _open_directory(name: str, parent: Optional[int] = None) -> int:
+    try:
+        return os.open(name, _OPEN_DIRECTORY, dir_fd=parent)
+    except PermissionError:
+        # One may pass through directories that one may not list.
+        if not hasattr(os, "O_PATH"):
+            raise
+        return os.open(name, _OPEN_DIRECTORY | os.O_PATH, dir_fd=parent)
+
+
+@contextlib.contextmanager
+def _about(path: str) -> Iterator[None]:
+    """Name the whole path in the system's errors, which know only a name or a descriptor."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = path
+        raise
 
 
 def _trusted_target(parent: int, name: str, path: str, trusted: Set[int]) -> str:
@@ -139,11 +208,13 @@ def _trusted_target(parent: int, name: str, path: str, trusted: Set[int]) -> str
         raise UnsafePathError(path, f"{name!r} is not a directory", "move it away, or choose another path")
     around = os.fstat(parent)
     replaceable = around.st_mode & 0o022 and not around.st_mode & stat.S_ISVTX
-    if status.st_uid not in trusted or around.st_uid not in trusted or replaceable:
+    foreign = [uid for uid in (status.st_uid, around.st_uid) if uid not in trusted]
+    if foreign or replaceable:
+        by = f"another account (uid {foreign[0]})" if foreign else "every account that may write beside it"
         raise UnsafePathError(
             path,
-            f"{name!r} on the way is a symlink that another account (uid {status.st_uid}) controls",
-            "remove it, or choose another path",
+            f"{name!r} on the way is a symlink that {by} controls",
+            "remove it, or name the path that it leads to",
         )
     return os.readlink(name, dir_fd=parent)
 
@@ -158,17 +229,9 @@ def _describe(uid: int, gid: int, mode: int) -> str:
     return f"directory {mode:04o} uid {uid} gid {gid}"
 
 
-def _compare_directory(path: str, tree: Tree, wanted: str) -> List[Change]:
-    try:
-        status = os.lstat(path)
-    except FileNotFoundError:
-        return [Change(path, None, wanted)]
+def _compare_directory(path: str, status: os.stat_result, tree: Tree, wanted: str) -> List[Change]:
     if not stat.S_ISDIR(status.st_mode):
-        # The root itself may lie behind a trusted symlink, which _walk has judged.
-        if path == tree.path and stat.S_ISLNK(status.st_mode):
-            status = os.stat(path)
-        else:
-            raise UnsafePathError(path, "is not a directory", "move it away")
+        raise UnsafePathError(path, "is not a directory", "move it away")
     _refuse_foreign(path, status, tree)
     found = _describe(status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode))
     return [] if found == wanted else [Change(path, found, wanted)]
@@ -183,51 +246,80 @@ def _refuse_foreign(path: str, status: os.stat_result, tree: Tree) -> None:
         )
 
 
-def _make_directory(parent: int, name: str, tree: Tree) -> int:
+def _refuse_system(path: str, status: os.stat_result) -> None:
+    for system in _SYSTEM_DIRECTORIES:
+        with contextlib.suppress(OSError):
+            if os.path.samestat(status, os.stat(system)):
+                raise UnsafePathError(path, "is a directory of the system", "choose one below it")
+
+
+def _require_writable(directory: int, name: str, tree: Tree) -> None:
+    if not os.access(".", os.W_OK | os.X_OK, dir_fd=directory, effective_ids=True):
+        cure = "run with become" if os.geteuid() else "remount the file system writable"
+        raise UnsafePathError(tree.path, f"{name!r} cannot be made there", f"{cure}, or choose another path")
+
+
+def _make_directory(parent: int, name: str, tree: Tree, path: str) -> int:
     """Create ``name`` under ``parent`` as the owner, or as root where only root may; returns its descriptor."""
-    try:
-        with acting_as(tree.owner):
+    with _about(path):
+        try:
+            with acting_as(tree.owner):
+                os.mkdir(name, 0o700, dir_fd=parent)
+        except FileExistsError:
+            # Another run was faster; what it made is judged like all that was there before.
+            pass
+        except PermissionError:
             os.mkdir(name, 0o700, dir_fd=parent)
-    except PermissionError:
-        os.mkdir(name, 0o700, dir_fd=parent)
-    created = os.open(name, _OPEN_DIRECTORY, dir_fd=parent)
-    os.fchown(created, tree.owner.uid, tree.gid)
-    os.fchmod(created, tree.mode)
-    os.fsync(parent)
+        created = _enter(parent, name, path)
+        try:
+            _refuse_foreign(path, os.fstat(created), tree)
+            os.fchown(created, tree.owner.uid, tree.gid)
+            os.fchmod(created, tree.mode)
+            os.fsync(parent)
+        except BaseException:
+            os.close(created)
+            raise
     return created
 
 
-def _converge_directory(directory: int, tree: Tree) -> None:
+def _enter(parent: int, name: str, path: str) -> int:
+    try:
+        return os.open(name, _OPEN_DIRECTORY, dir_fd=parent)
+    except OSError as error:
+        if error.errno in _NO_DIRECTORY:
+            raise UnsafePathError(path, f"{name!r} is not a directory", "move it away") from None
+        raise
+
+
+def _converge_directory(directory: int, tree: Tree, path: str) -> None:
     status = os.fstat(directory)
-    if (status.st_uid, status.st_gid) != (tree.owner.uid, tree.gid):
-        os.fchown(directory, tree.owner.uid, tree.gid)
-    if stat.S_IMODE(status.st_mode) != tree.mode:
-        os.fchmod(directory, tree.mode)
+    _refuse_foreign(path, status, tree)
+    with _about(path):
+        if (status.st_uid, status.st_gid) != (tree.owner.uid, tree.gid):
+            os.fchown(directory, tree.owner.uid, tree.gid)
+        if stat.S_IMODE(status.st_mode) != tree.mode:
+            os.fchmod(directory, tree.mode)
 
 
 def _converge_relative(root: int, relative: str, tree: Tree) -> None:
+    path = f"{tree.path}/{relative}"
     current = os.dup(root)
     try:
         for name in relative.split("/"):
             try:
-                entered = os.open(name, _OPEN_DIRECTORY, dir_fd=current)
+                with _about(path):
+                    entered = _enter(current, name, path)
             except FileNotFoundError:
-                entered = _make_directory(current, name, tree)
-            except OSError as error:
-                raise UnsafePathError(
-                    f"{tree.path}/{relative}", f"{name!r} is not a directory ({error.strerror})", "move it away"
-                ) from None
+                entered = _make_directory(current, name, tree, path)
             current = _replace_descriptor(current, entered)
-        status = os.fstat(current)
-        _refuse_foreign(f"{tree.path}/{relative}", status, tree)
-        _converge_directory(current, tree)
+        _converge_directory(current, tree, path)
     finally:
         os.close(current)
 
 
 def _compare_link(tree: Tree) -> List[Change]:
-    if tree.link is None or not os.path.isdir(os.path.dirname(tree.link)):
-        # An account without a home directory has no place for a link.
+    if tree.link is None or tree.link == tree.path or not os.path.isdir(os.path.dirname(tree.link)):
+        # A store that is where the link would be needs none; an account without a home has no place for one.
         return []
     wanted = f"link to {tree.path}"
     with acting_as(tree.owner):
@@ -251,5 +343,11 @@ def _make_link(tree: Tree) -> None:
     assert tree.link is not None
     with acting_as(tree.owner):
         temporary = f"{tree.link}.{os.getpid()}.modelfleet"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
         os.symlink(tree.path, temporary)
-        os.replace(temporary, tree.link)
+        try:
+            os.replace(temporary, tree.link)
+        except BaseException:
+            os.unlink(temporary)
+            raise
