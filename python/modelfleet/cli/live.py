@@ -268,7 +268,8 @@ class TerminalView(View):
             grid.add_column(no_wrap=True)
         room = max(height - 2, 1)
         # With more hosts than lines those that are at work come first.
-        rows.sort(key=lambda item: item[1].waiting and len(rows) > room)
+        if len(rows) > room:
+            rows.sort(key=lambda item: item[1].waiting)
         for host, row in rows[:room]:
             grid.add_row(Text(clean(host), style="bold"), *self._cells(row, alone=len(rows) == 1, width=width))
         if len(rows) > room:
