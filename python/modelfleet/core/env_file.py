@@ -12,10 +12,10 @@ from typing import Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence
 
 from .env_format import Entry, Variables, merge, parse
 from .errors import ConfigurationError, EnvFileError, UnsafePathError
-from .privilege import Account, account_of_path, acting_as
+from .privilege import Account, account_of, acting_as
 from .store.layout import CATEGORIES, TOKENIZER_CACHE
 from .store.manifest import read_manifest
-from .store.tree import _walk as walk_safely
+from .store.tree import walk
 
 # An environment file is written by hand; anything larger is another file by mistake.
 SIZE_LIMIT_BYTES = 1024 * 1024
@@ -91,15 +91,17 @@ def kept_models(store_path: str) -> List[str]:
 def store_owner(store_path: str) -> Tuple[Optional[Account], int]:
     """Return the account and the group id that the store belongs to; no account where there is no store yet.
 
-    Raises EnvFileError where we have no right to write for that account.
+    Raises EnvFileError where we have no right to write for that account,
+    UnsafePathError where another account decides what the path leads to.
     """
-    try:
-        account, gid = account_of_path(os.path.realpath(store_path)), os.stat(store_path).st_gid
-    except OSError:
-        return None, os.getegid()
+    with walk(store_path) as (directory, missing):
+        if missing:
+            return None, os.getegid()
+        status = os.fstat(directory)
+    account = account_of(status)
     if os.geteuid() not in (0, account.uid):
         raise EnvFileError(f"{store_path} belongs to {account.name}", "run as that account or with become")
-    return account, gid
+    return account, status.st_gid
 
 
 def parse_mode(text: str) -> int:
@@ -180,7 +182,9 @@ def write_env_file(plan: EnvFilePlan) -> None:
                 raise
             finally:
                 os.close(descriptor)
-            os.fsync(directory)
+            # The new file is in its place; not every file system can sync a directory.
+            with contextlib.suppress(OSError):
+                os.fsync(directory)
         except OSError as error:
             raise EnvFileError(
                 f"{plan.path}: cannot be written as {plan.owner.name}: {error.strerror}", "the file is as it was"
@@ -211,10 +215,9 @@ def _opened_directory(path: str, owner: Optional[Account]) -> Iterator[Tuple[int
     """Open the directory that holds ``path`` without following another account's symlinks; True: it is missing."""
     if not os.path.isabs(path) or not os.path.basename(path):
         raise EnvFileError(f"{path}: not the absolute path of a file", "correct env_file_path")
-    account = owner or Account("root", os.geteuid(), os.getegid(), "/")
     with contextlib.ExitStack() as stack:
         try:
-            directory, missing = stack.enter_context(walk_safely(os.path.dirname(path), account))
+            directory, missing = stack.enter_context(walk(os.path.dirname(path)))
         except OSError as error:
             raise EnvFileError(
                 f"{path}: its directory cannot be opened: {error.strerror}", "set env_file_path to another file"
