@@ -170,6 +170,8 @@ class _Run:
         self.interrupted = False
         self.talk: list[str] = []
         self.lock = threading.Lock()
+        self.progress_file = os.path.join(private, "progress")
+        self.follower = _Follower(self.progress_file, self._emit)
 
     def execute(
         self, arguments: Sequence[str], environment: Mapping[str, str], become_password: str | None
@@ -178,8 +180,7 @@ class _Run:
         from ansible_runner import Runner, RunnerConfig
 
         program = playbook_program()
-        progress_file = os.path.join(self.private, "progress")
-        with open(progress_file, "w"):
+        with open(self.progress_file, "w"):
             pass
         config = RunnerConfig(
             private_data_dir=self.private,
@@ -187,7 +188,7 @@ class _Run:
             project_dir=os.getcwd(),
             binary=program[0],
             cmdline=shlex.join([*program[1:], *arguments]),
-            envvars={**environment, PROGRESS_VARIABLE: progress_file},
+            envvars={**environment, PROGRESS_VARIABLE: self.progress_file},
             passwords={BECOME_PROMPT: become_password} if become_password is not None else None,
             quiet=True,
             suppress_env_files=True,
@@ -201,10 +202,12 @@ class _Run:
             config.env.pop("ANSIBLE_HOST_KEY_CHECKING", None)
         runner = Runner(config, event_handler=self._on_runner_event, status_handler=self._on_status)
         try:
-            with self._signals(), _follow(progress_file, self._emit):
+            with self._signals():
                 runner.run()
         except KeyboardInterrupt:
             self.interrupted = True
+        finally:
+            self.follower.stop()
         self._conclude(runner.rc)
         return self.result
 
@@ -246,6 +249,7 @@ class _Run:
 
     def _on_runner_event(self, event: Mapping[str, Any]) -> bool:
         """Translate one of ansible-runner's events; False: it is not written to disk."""
+        self.follower.start()
         name = event.get("event")
         data = event.get("event_data") or {}
         if self.child is None and isinstance(event.get("pid"), int):
@@ -298,32 +302,40 @@ class _Run:
             result.error = result.error or "no host matched: the inventory, or what is left of it, is empty"
 
 
-@contextlib.contextmanager
-def _follow(path: str, emit: Callable[[Progress], None]) -> Iterator[None]:
-    """Report the JSON lines appended to ``path`` while the body runs, and those that are left at its end."""
-    done = threading.Event()
+class _Follower:
+    """Reports the JSON lines that are appended to a file, until it is stopped, and those that are left then."""
 
-    def follow() -> None:
-        with open(path, encoding="utf-8", errors="replace") as file:
+    def __init__(self, path: str, emit: Callable[[Progress], None]) -> None:
+        self._path = path
+        self._emit = emit
+        self._done = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin, once. Not before Ansible's process was forked: a fork and threads do not go together."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Report what is left, and end."""
+        self._done.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _follow(self) -> None:
+        with open(self._path, encoding="utf-8", errors="replace") as file:
             pending = ""
             while True:
-                last = done.wait(FOLLOW_SECONDS)
+                last = self._done.wait(FOLLOW_SECONDS)
                 pending += file.read()
                 *lines, pending = pending.split("\n")
                 for line in lines:
                     progress = parse_progress(line)
                     if progress is not None:
-                        emit(progress)
+                        self._emit(progress)
                 if last:
                     return
-
-    thread = threading.Thread(target=follow, name="progress", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
 
 
 def parse_progress(line: str) -> Progress | None:
