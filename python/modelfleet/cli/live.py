@@ -261,7 +261,9 @@ class TerminalView(View):
         height, width = self._console.height, self._console.width
         with self._lock:
             rows = list(self._rows.items())
-        grid = Table.grid(padding=(0, 2), expand=True)
+        grid = Table.grid(padding=(0, 2))
+        # The terminal shows Ctrl-C as ^C behind the last line; if that broke the line, the table would not be erased.
+        grid.width = max(width - len("^C^C"), 1)
         grid.add_column(no_wrap=True)
         grid.add_column(no_wrap=True, overflow="ellipsis", ratio=1, min_width=12)
         for _ in range(3):
