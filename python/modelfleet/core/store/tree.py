@@ -88,7 +88,7 @@ def converge(tree: Tree) -> List[Change]:
         finally:
             if directory != parent:
                 os.close(directory)
-    if any(change.path == tree.link for change in changes):
+    if tree.link != tree.path and any(change.path == tree.link for change in changes):
         _make_link(tree)
     return changes
 

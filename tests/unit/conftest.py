@@ -1,0 +1,5 @@
+"""Fixtures of the unit tests that act on files."""
+
+from support.grounds import ground, owner, store, stranger
+
+__all__ = ["ground", "owner", "store", "stranger"]
