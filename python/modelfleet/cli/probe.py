@@ -81,15 +81,15 @@ def outline(value: object, indent: str) -> Iterator[str]:
 
 
 def _outline_part(name: str, key: object, part: object, indent: str) -> Iterator[str]:
-    if isinstance(part, list) and all(isinstance(one, str) for one in part):
-        yield f"{name} {clean(' '.join(part))}".rstrip()
+    if isinstance(part, list) and part and all(isinstance(one, str) for one in part):
+        yield f"{name} {clean(' '.join(part))}"
     elif isinstance(part, (dict, list)) and part:
         yield name
         yield from outline(part, indent + "  ")
     elif str(key).endswith("_bytes") and isinstance(part, int):
         yield f"{name} {part} ({format_bytes(part)})"
     else:
-        yield f"{name} {'-' if part is None or part in ({}, []) else clean(part)}"
+        yield f"{name} {'-' if part is None else 'none' if part in ({}, []) else clean(part)}"
 
 
 def _inside(system: Mapping[str, Any]) -> str:
