@@ -1,4 +1,4 @@
-"""Append one JSON line for each run: was it check mode, and which tasks reported a change on which host.
+"""Append one JSON line for each run of converge.yml: was it check mode, and which tasks changed which host.
 
 The parity test compares the line of a check-mode run with the line of the run that followed. Read by molecule's verify
 playbook; enabled, and told its file, by the environment (``MODELFLEET_TEST_CHANGES``).
@@ -12,6 +12,7 @@ import os
 from ansible import context
 from ansible.executor.stats import AggregateStats
 from ansible.executor.task_result import CallbackTaskResult
+from ansible.playbook import Playbook
 from ansible.plugins.callback import CallbackBase
 
 DOCUMENTATION = """
@@ -19,7 +20,7 @@ name: record_changes
 type: aggregate
 short_description: record which tasks change which host
 description:
-  - Appends one JSON object with the keys check and changed to the file named by E(MODELFLEET_TEST_CHANGES).
+  - Appends one JSON object with the keys check and changed, for each run of converge.yml, to the file named by E(MODELFLEET_TEST_CHANGES).
 """
 
 
@@ -34,6 +35,11 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
         self._changed: set[str] = set()
+        self._wanted = False
+
+    def v2_playbook_on_start(self, playbook: Playbook) -> None:
+        """See whether it is the playbook under test: molecule runs others around it."""
+        self._wanted = os.path.basename(playbook._file_name) == "converge.yml"
 
     def v2_runner_on_ok(self, result: CallbackTaskResult) -> None:
         """Keep host and task of a result that says changed."""
@@ -42,6 +48,8 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
 
     def v2_playbook_on_stats(self, stats: AggregateStats) -> None:
         """Write the run's line."""
+        if not self._wanted:
+            return
         line = {"check": bool(context.CLIARGS["check"]), "changed": sorted(self._changed)}
         with open(os.environ["MODELFLEET_TEST_CHANGES"], "a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
