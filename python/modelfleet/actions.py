@@ -29,6 +29,8 @@ PROGRESS_FILE = "MODELFLEET_PROGRESS_FILE"
 POLL_SECONDS = 1.0
 FIRST_POLL_SECONDS = 0.2
 SHOW_SECONDS = 5.0
+SILENT_SECONDS = 60.0
+"""How long work may say nothing at all after its start before it counts as lost."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 Result = dict[str, Any]
@@ -60,19 +62,19 @@ class BackgroundAction(ActionBase):  # type: ignore[misc]
     def _follow(self, job: dict[str, str], task_vars: dict[str, Any]) -> Result:
         """Read the progress of a job until it ends; returns its result."""
         teller = _Teller(str(task_vars.get("inventory_hostname", "")), self._task.get_name(), self._display)
-        wait, process = FIRST_POLL_SECONDS, None
+        wait, process, started = FIRST_POLL_SECONDS, None, time.monotonic()
         while True:
             time.sleep(wait)
             wait = min(wait * 1.5, POLL_SECONDS)
             # One cheap command, no Python on the host: what the work says, and whether it still lives.
-            alive = f"kill -0 {process} 2>/dev/null || echo gone" if process else "true"
-            said = self._read(f"{alive}; tail -n 1 {shlex.quote(job['progress'])}")
-            gone = said.startswith("gone")
+            said = self._read(f"{_alive(process)}; tail -n 1 {shlex.quote(job['progress'])}")
             state = _parse(said.removeprefix("gone"))
+            # Another run may have started the same work again: then another process writes here.
+            gone = said.startswith("gone") and state.get("pid") in (None, process)
+            gone = gone or (process is None and not state and time.monotonic() - started > SILENT_SECONDS)
             if state.get("state") == "finished":
-                result = _parse(
-                    self._read(f"cat {shlex.quote(job['result'])} && rm -rf -- {shlex.quote(job['folder'])}")
-                )
+                # The result stays where it is, for whoever else follows this job; a later job forgets it.
+                result = _parse(self._read(f"cat {shlex.quote(job['result'])}"))
                 if result:
                     return result
                 gone = True
@@ -227,6 +229,13 @@ def _line(event: Result) -> str:
     return text
 
 
+def _alive(process: int | None) -> str:
+    """Return a command that says ``gone`` where a process of the host has ended, be it that nobody reaped it."""
+    if process is None:
+        return "true"
+    return f"{{ kill -0 {process} && ! grep -qs '^State:.Z' /proc/{process}/status; }} 2>/dev/null || echo gone"
+
+
 def _parse(text: str) -> Result:
     try:
         value = json.loads(text)
@@ -240,7 +249,10 @@ def _clean(value: Any) -> str | None:
 
 
 def _number(value: Any) -> float | None:
-    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    """Return a count that can be reckoned with: JSON knows NaN, infinity and numbers of any length."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return value if 0 <= value < 2**63 else None
 
 
 def _sha256(path: Path) -> str:

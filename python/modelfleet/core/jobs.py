@@ -3,11 +3,11 @@
 A module that has much to do starts a job and returns at once; the controller
 reads the last line of the job's ``progress`` until it says that the work is over, then
 ``result.json``. The work outlives the connection: a controller that was
-interrupted finds the same job again by its id.
+interrupted finds the same job again by its id, and several may follow one job.
 
 ::
 
-    RUN/modelfleet/jobs/ID/     mode 0700; RUN is /run for root, else XDG_RUNTIME_DIR or a private folder in /tmp
+    JOBS/ID/                    mode 0700; JOBS is /run/modelfleet/jobs for root, else /tmp/modelfleet-UID/jobs
       lock                      held while the job runs
       progress                  lines of {"state": "running" | "finished", "step", "item", "done", "total", "unit",
                                           "pid", "elapsed_seconds"}
@@ -22,6 +22,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import stat
 import tempfile
 import time
@@ -30,6 +31,7 @@ from typing import Any, Callable, Dict, Optional, Tuple
 from .errors import ModelfleetError, UnsafePathError
 
 UPDATE_SECONDS = 0.3
+_FORGET_SECONDS = 24 * 3600.0
 
 
 class Progress:
@@ -89,9 +91,12 @@ def start(name: str, work: Callable[[Progress], Dict[str, Any]]) -> Dict[str, st
     Returns the paths of its progress and result files and its folder. Every
     module that ``work`` needs must be imported already: the archive that a
     module came in is gone soon after this returns. Raises UnsafePathError
-    where the folder for jobs is not ours alone.
+    where the folder for jobs is not ours alone, ModelfleetError where no
+    process can be started.
     """
-    folder = os.path.join(_jobs_folder(), re.sub(r"[^A-Za-z0-9_.-]", "-", name))
+    jobs = _jobs_folder()
+    _forget_old(jobs)
+    folder = os.path.join(jobs, re.sub(r"[^A-Za-z0-9_.-]", "-", name))
     os.makedirs(folder, mode=0o700, exist_ok=True)
     job = {
         "folder": folder,
@@ -111,7 +116,9 @@ def start(name: str, work: Callable[[Progress], Dict[str, Any]]) -> Dict[str, st
     child = os.fork()
     if child:
         os.close(lock)
-        os.waitpid(child, 0)
+        os.close(progress.descriptor)
+        if os.waitpid(child, 0)[1] != 0:
+            raise ModelfleetError("the host starts no more processes", "look at its system log, and run again")
         return job
     # The lock's description is shared with the process that does the work: it lets go of it when it ends.
     status = 1
@@ -127,18 +134,32 @@ def start(name: str, work: Callable[[Progress], Dict[str, Any]]) -> Dict[str, st
 
 def _jobs_folder() -> str:
     if os.geteuid() == 0:
-        run = "/run" if os.path.isdir("/run") else "/var/run"
+        folder, names = "/run" if os.path.isdir("/run") else "/var/run", ("modelfleet", "jobs")
     else:
-        run = os.environ.get("XDG_RUNTIME_DIR") or ""
-        if not os.path.isdir(run) or os.stat(run).st_uid != os.geteuid():
-            run = os.path.join(tempfile.gettempdir(), f"modelfleet-{os.geteuid()}")
-    folder = os.path.join(run, "modelfleet", "jobs")
-    os.makedirs(folder, mode=0o700, exist_ok=True)
-    for path in (run, os.path.dirname(folder), folder):
-        status = os.lstat(path)
+        # Not XDG_RUNTIME_DIR: it goes with the account's last login, and the work must not lose its files then.
+        folder, names = tempfile.gettempdir(), (f"modelfleet-{os.geteuid()}", "jobs")
+    for name in names:
+        folder = os.path.join(folder, name)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(folder, 0o700)
+        status = os.lstat(folder)
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
-            raise UnsafePathError(path, "is not a folder of this account alone", "remove it")
+            raise UnsafePathError(folder, "is not a folder of this account alone", "remove it")
     return folder
+
+
+def _forget_old(jobs: str) -> None:
+    """Remove what is left of jobs that ended long ago; until then whoever followed one may still read its result."""
+    for entry in list(os.scandir(jobs)):
+        with contextlib.suppress(OSError):
+            if time.time() - entry.stat(follow_symlinks=False).st_mtime < _FORGET_SECONDS:
+                continue
+            lock = os.open(os.path.join(entry.path, "lock"), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(entry.path)
+            finally:
+                os.close(lock)
 
 
 def _detach(keep: Tuple[int, ...]) -> None:
@@ -146,10 +167,14 @@ def _detach(keep: Tuple[int, ...]) -> None:
     nowhere = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(nowhere, descriptor)
-    highest = os.sysconf("SC_OPEN_MAX") if hasattr(os, "sysconf") else 1024
-    edges = [2, *sorted(keep), min(int(highest), 65536)]
-    for before, after in zip(edges, edges[1:]):
-        os.closerange(before + 1, after)
+    try:
+        opened = [int(name) for name in os.listdir("/dev/fd")]
+    except OSError:
+        opened = list(range(1024))
+    for descriptor in opened:
+        if descriptor > 2 and descriptor not in keep:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
     os.chdir("/")
 
 
@@ -162,7 +187,7 @@ def _work(work: Callable[[Progress], Dict[str, Any]], progress: FileProgress, re
     except OSError as error:
         result = {"failed": True, "msg": describe_os_error(error)}
     except BaseException as error:
-        result = {"failed": True, "msg": f"unexpected {type(error).__name__}: {error}"}
+        result = {"failed": True, "msg": " ".join(f"unexpected {type(error).__name__}: {error}".split())}
     _write_json(result_path, result)
     progress.finish()
 
@@ -177,7 +202,7 @@ def describe_os_error(error: OSError) -> str:
         1: "run with become, or choose a path of your own",
     }.get(error.errno or 0, "look at the host's system log")
     where = f"{error.filename}: " if error.filename else ""
-    return f"{where}{error.strerror or error}; {cure}"
+    return " ".join(f"{where}{error.strerror or error}; {cure}".split())
 
 
 def _write_json(path: str, document: Dict[str, Any]) -> None:

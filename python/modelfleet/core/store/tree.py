@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import stat
-from typing import ContextManager, Iterator, List, NamedTuple, Optional, Set, Tuple
+from typing import Iterator, List, NamedTuple, Optional, Set, Tuple
 
 from ..errors import ModelfleetError, UnsafePathError
 from ..privilege import Account, account_of, acting_as
@@ -174,11 +174,6 @@ def walk(path: str) -> Iterator[Tuple[int, List[str]]]:
         yield current, names
     finally:
         os.close(current)
-
-
-def _walk(path: str, owner: Account) -> ContextManager[Tuple[int, List[str]]]:
-    # The name by which core.env_file knows it.
-    return walk(path)
 
 
 def _open_directory(name: str, parent: Optional[int] = None) -> int:
