@@ -20,7 +20,8 @@ name: record_changes
 type: aggregate
 short_description: record which tasks change which host
 description:
-  - Appends one JSON object with the keys check and changed, for each run of converge.yml, to the file named by E(MODELFLEET_TEST_CHANGES).
+  - Appends one JSON object with the keys check and changed, for each run of converge.yml, to the file named
+    by E(MODELFLEET_TEST_CHANGES).
 """
 
 
