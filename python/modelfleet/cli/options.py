@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -124,8 +123,3 @@ def command_line(program: Sequence[str], arguments: Sequence[str], added: Mappin
     """Return the line that a shell takes, from any directory, to do the same."""
     variables = [f"{name}={shlex.quote(value)}" for name, value in added.items()]
     return " ".join([*variables, shlex.join([*program, *arguments])])
-
-
-def current_environment() -> Mapping[str, str]:
-    """Return this process's environment."""
-    return os.environ
