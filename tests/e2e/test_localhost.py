@@ -33,15 +33,18 @@ class Machine:
     variables: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.link = self.root / "home" / "models"
+        self.link.parent.mkdir()
         self.variables = {
             "model_store_path": str(self.root / "models"),
-            "model_store_link": str(self.root / "link"),
+            "model_store_link": str(self.link),
             "inference_runtime_path": str(self.root / "runtime"),
             "env_file_path": str(self.root / ".env"),
         }
         if os.geteuid() == 0:
             # The rule would make a service account on this machine.
             self.variables["model_store_owner"] = "nobody"
+            shutil.chown(self.link.parent, "nobody")
 
     def modelfleet(
         self, *arguments: str, variables: Mapping[str, Any] | None = None, environment: Mapping[str, str] | None = None
@@ -90,7 +93,7 @@ def foretold(machine: Machine) -> dict[str, Any]:
     """Return what check mode says of the machine before anything was done to it."""
     done = machine.modelfleet("apply", "--check", "--diff", "--json")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert list(machine.root.iterdir()) == [], "check mode wrote something"
+    assert list(machine.root.rglob("*")) == [machine.link.parent], "check mode wrote something"
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
 
@@ -115,7 +118,7 @@ def test_inference_is_proved(machine: Machine, applied: dict[str, Any]) -> None:
     assert proof["passed"] and proof["ran"]
     assert proof["output"].startswith(" Paris")
     assert proof["generation_tokens_per_second"] > 0
-    assert (machine.root / "link").resolve() == machine.root / "models"
+    assert machine.link.resolve() == machine.root / "models"
     assert (machine.root / "models" / MODEL).stat().st_size == 98362432
 
 
