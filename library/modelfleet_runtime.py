@@ -231,7 +231,7 @@ def run(params: dict, check_mode: bool) -> dict:
         "wheel": state.wheel,
         "diff": {
             "before": "",
-            "after": f"{wanted.environment}: {wanted.build.key} ({'; '.join(state.reasons)})\n"
+            "after": f"{wanted.environments}/{wanted.key}: {wanted.build.key} ({'; '.join(state.reasons)})\n"
             if state.reasons
             else "",
         },

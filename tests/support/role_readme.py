@@ -15,6 +15,7 @@ import yaml
 
 ROLES = Path(__file__).resolve().parents[2] / "roles"
 _SECTION = re.compile(r"(?ms)^## Variables\n.*?(?=^## |\Z)")
+_MARKUP = re.compile(r"\b[CVO]\(([^()]*)\)")  # Ansible's marks for code, values and options
 _LONGEST_DEFAULT = 100
 
 
@@ -46,7 +47,8 @@ def _default(option: dict[str, Any]) -> str:
 
 def _meaning(option: dict[str, Any]) -> str:
     description = option["description"]
-    return _cell(" ".join(description) if isinstance(description, list) else description)
+    text = " ".join(description) if isinstance(description, list) else description
+    return _cell(_MARKUP.sub(r"`\1`", text))
 
 
 def _cell(text: str) -> str:

@@ -64,7 +64,7 @@ class Builder:
         Raises RuntimeBuildError, FetchError, IntegrityError, UnsafePathError.
         """
         wanted = self._wanted
-        for folder in (wanted.path, os.path.join(wanted.path, "environments"), os.path.join(wanted.path, "wheelhouse")):
+        for folder in (wanted.path, wanted.environments, os.path.join(wanted.path, "wheelhouse")):
             ensure_directory(folder, self._owner)
         local = [self._take(given) for given in (package, brought_wheel) if given is not None]
         with acting_as(self._owner):
@@ -155,13 +155,33 @@ class Builder:
         if match:
             self._progress.update(step, None, int(match.group(1)), int(match.group(2)), "steps")
 
+    def _tell_package(self, step: str, line: str) -> None:
+        if line.startswith("Collecting "):
+            self._progress.update(step, line.split()[1].split("=")[0])
+
+    def _free_folder(self) -> str:
+        """Return where the environment is made: the one in use, though damaged, stays until this one is complete."""
+        in_use = os.path.realpath(self._wanted.current)
+        path, number = os.path.join(self._wanted.environments, self._wanted.key), 1
+        while os.path.realpath(path) == in_use or os.path.exists(os.path.join(path, STATE)):
+            number += 1
+            path = os.path.join(self._wanted.environments, f"{self._wanted.key}-{number}")
+        self._remove(path)
+        return path
+
     def _install(self, python: str, pip: str, wheel: str, package: str) -> None:
         wanted = self._wanted
-        self._remove(wanted.environment)
-        environment = self._make_environment(python, wanted.environment)
+        environment = self._make_environment(python, self._free_folder())
         try:
-            self._progress.update("installing the inference runtime")
-            self._pip(environment, pip, ["install", "--only-binary", ":all:"], wanted.requirements)
+            step = "installing the inference runtime"
+            self._progress.update(step)
+            self._pip(
+                environment,
+                pip,
+                ["install", "--only-binary", ":all:"],
+                wanted.requirements,
+                watch=lambda line: self._tell_package(step, line),
+            )
             self._pip(environment, pip, ["install", "--no-index", "--no-deps", wheel, package])
             self._pip(environment, pip, ["check"])
             executable = os.path.join(environment, "bin", "python")
@@ -284,9 +304,10 @@ class Builder:
 
     def _forget_old_environments(self) -> None:
         """Keep the environment in use and the one before it, which is the way back."""
-        folder = os.path.join(self._wanted.path, "environments")
-        by_age = sorted(os.scandir(folder), key=lambda entry: entry.stat(follow_symlinks=False).st_mtime, reverse=True)
-        others = [entry.path for entry in by_age if entry.path != self._wanted.environment]
+        in_use = os.path.realpath(self._wanted.current)
+        entries = os.scandir(self._wanted.environments)
+        by_age = sorted(entries, key=lambda entry: entry.stat(follow_symlinks=False).st_mtime, reverse=True)
+        others = [entry.path for entry in by_age if os.path.realpath(entry.path) != in_use]
         for path in others[_KEPT_ENVIRONMENTS - 1 :]:
             self._remove(path)
 

@@ -4,7 +4,7 @@
 
     RUNTIME/
       current -> environments/KEY      what applications use; moved in one step
-      environments/KEY/                a virtual environment
+      environments/KEY/                a virtual environment; KEY-2, KEY-3: made anew after somebody changed it
         modelfleet-runtime.json        what was installed, and from what
       wheelhouse/BUILD/                wheels compiled for this kind of host, each with its .sha256
       build/                           while a build runs
@@ -56,9 +56,9 @@ class Wanted(NamedTuple):
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
     @property
-    def environment(self) -> str:
-        """The environment's own folder."""
-        return os.path.join(self.path, "environments", self.key)
+    def environments(self) -> str:
+        """The folder of this environment, those before it, and those made anew."""
+        return os.path.join(self.path, "environments")
 
     @property
     def current(self) -> str:
@@ -122,19 +122,19 @@ def pinned_version(requirement: str) -> str:
 
 
 def _differences(wanted: Wanted) -> List[str]:
-    if os.path.realpath(wanted.current) != os.path.realpath(wanted.environment) or not os.path.isdir(
-        wanted.environment
-    ):
-        return ["another environment is in use" if os.path.islink(wanted.current) else "there is no environment yet"]
-    state = read_state(wanted.environment)
+    if not os.path.isdir(wanted.current):
+        return ["there is no environment yet"]
+    state = read_state(wanted.current)
     if state is None:
         return ["the environment has no record"]
+    if state.get("key") != wanted.key:
+        return ["another environment is in use"]
     python = state.get("python", {})
-    if not os.access(os.path.join(wanted.environment, "bin", "python"), os.X_OK) or os.path.realpath(
+    if not os.access(os.path.join(wanted.current, "bin", "python"), os.X_OK) or os.path.realpath(
         python.get("executable", "")
     ) != python.get("real_executable"):
         return [f"its Python {python.get('executable')} is gone or another"]
-    recorded, found = set(state.get("distributions", [])), set(installed_distributions(wanted.environment))
+    recorded, found = set(state.get("distributions", [])), set(installed_distributions(wanted.current))
     return [f"{name} is missing" for name in sorted(recorded - found)] + [
         f"{name} was installed by hand" for name in sorted(found - recorded)
     ]
