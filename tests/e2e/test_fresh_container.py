@@ -33,18 +33,22 @@ def machine(request: pytest.FixtureRequest, repository: Path, tmp_path: Path) ->
     wheelhouse = Path.home() / WHEELHOUSE
     wheelhouse.mkdir(parents=True, exist_ok=True)
     trusted = containers.STANDARD_CA_BUNDLE
-    machine = containers.create(
-        f"modelfleet-fresh-{request.param}-{tmp_path.parent.name}",
-        request.param,
-        tmp_path,
-        alias="workstation",
-        ca_bundle=trusted,
-        environment={"SSL_CERT_FILE": trusted, "PIP_CERT": trusted},
-        volumes=[f"{repository}:/srv/modelfleet.git:ro", f"{wheelhouse}:/root/{WHEELHOUSE}"],
-    )
-    machine.run("dpkg", "--purge", *NOT_NEEDED)
-    yield machine
-    containers.destroy(machine.name)
+    name = f"modelfleet-fresh-{request.param}-{tmp_path.parent.name}"
+    try:
+        machine = containers.create(
+            name,
+            request.param,
+            tmp_path,
+            alias="workstation",
+            ca_bundle=trusted,
+            environment={"SSL_CERT_FILE": trusted, "PIP_CERT": trusted},
+            volumes=[f"{repository}:/srv/modelfleet.git:ro", f"{wheelhouse}:/root/{WHEELHOUSE}"],
+        )
+        # sudo does not go without being told that root has other ways in.
+        machine.run("env", "SUDO_FORCE_REMOVE=yes", "dpkg", "--purge", *NOT_NEEDED)
+        yield machine
+    finally:
+        containers.destroy(name)
 
 
 def test_clone_and_apply(machine: containers.Container) -> None:

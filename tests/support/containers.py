@@ -72,16 +72,20 @@ class Container:
         """Run a command inside as root, without SSH; output is captured as text.
 
         Raises:
-            subprocess.CalledProcessError: with ``check``, when the command fails.
+            RuntimeError: with ``check``, when the command fails; with what it said.
         """
-        return subprocess.run(
+        done = subprocess.run(
             ["podman", "exec", self.name, *command],
-            check=check,
             timeout=timeout,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
         )
+        if check and done.returncode:
+            raise RuntimeError(
+                f"{self.name}: {' '.join(command)}: exit status {done.returncode}\n{done.stdout}{done.stderr}"
+            )
+        return done
 
 
 def why_unavailable() -> str:
