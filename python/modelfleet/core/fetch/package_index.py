@@ -10,9 +10,13 @@ Which index serves a file does not matter: the caller pins its SHA-256.
 """
 
 import configparser
+import email.utils
+import errno
 import hashlib
 import html.parser
+import http.client
 import json
+import mimetypes
 import os
 import re
 import ssl
@@ -29,6 +33,13 @@ from ..errors import FetchError, IntegrityError
 DEFAULT_INDEX = "https://pypi.org/simple"
 READ_SIZE = 1024 * 1024
 TIMEOUT_SECONDS = 30
+LOCAL_ERRORS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS))
+"""What the system says when the trouble is the place that is written to, not the source."""
+
+# urllib imports them when it first opens a file:// URL; Python's files may be out of reach by then (core.privilege).
+_NEEDED_LATER = (email.utils, mimetypes)
+# What asking a place can raise: the network, a URL or a page that is none, a server that speaks no HTTP.
+_FAILURES = (OSError, ValueError, http.client.HTTPException)
 _PAGE_LIMIT = 64 * 1024 * 1024
 _ACCEPT = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
 
@@ -52,7 +63,7 @@ class PackageIndexSettings:
         """Read the settings that pip would use; ``ca_bundle`` (a path) wins over the environment's."""
         options = _read_options(environment)
         index_urls: List[str] = []
-        if options.get("no-index", "").lower() not in ("1", "true", "yes", "on"):
+        if options.get("no-index", "").lower() not in ("1", "true", "t", "yes", "y", "on"):
             index_urls = options.get("index-url", DEFAULT_INDEX).split() + options.get("extra-index-url", "").split()
         certificates = (
             ca_bundle
@@ -70,7 +81,10 @@ class PackageIndexSettings:
 
 
 def configuration_files(environment: Mapping[str, str]) -> List[str]:
-    """Return the paths of the pip.conf files, weakest first, as pip orders them: global, user, environment's own."""
+    """Return the paths of the pip.conf files, weakest first, as pip orders them: global, user, environment's own.
+
+    One that PIP_CONFIG_FILE names comes last, and in the place of the user's.
+    """
     named = environment.get("PIP_CONFIG_FILE")
     if named == os.devnull:
         return []
@@ -79,16 +93,12 @@ def configuration_files(environment: Mapping[str, str]) -> List[str]:
     system = [
         os.path.join(folder, "pip", "pip.conf") for folder in environment.get("XDG_CONFIG_DIRS", "/etc/xdg").split(":")
     ]
-    files = [
-        *system,
-        "/etc/pip.conf",
-        os.path.join(home, ".pip", "pip.conf"),
-        os.path.join(config_home, "pip", "pip.conf"),
-    ]
+    user = [os.path.join(home, ".pip", "pip.conf"), os.path.join(config_home, "pip", "pip.conf")]
     if sys.platform == "darwin":
-        files.append(os.path.join(home, "Library", "Application Support", "pip", "pip.conf"))
-    files.append(os.path.join(sys.prefix, "pip.conf"))
-    return [*files, named] if named else files
+        user.append(os.path.join(home, "Library", "Application Support", "pip", "pip.conf"))
+    if named and os.path.exists(named):
+        user = []
+    return [*system, "/etc/pip.conf", *user, os.path.join(sys.prefix, "pip.conf"), *([named] if named else [])]
 
 
 def download_distribution(
@@ -114,7 +124,9 @@ def download_distribution(
             return _download(url, filename, sha256, destination, settings, progress, size_limit)
         except IntegrityError as error:
             wrong = error
-        except (OSError, FetchError) as error:
+        except (FetchError, *_FAILURES) as error:
+            if isinstance(error, OSError) and error.filename == destination:
+                raise
             failures.append(f"{_without_credentials(url)}: {_reason(error)}")
     if wrong is not None:
         raise wrong
@@ -168,17 +180,36 @@ def _links(page: str, filename: str, settings: PackageIndexSettings, failures: L
             kind = response.headers.get("Content-Type", "")
             base = response.geturl()
         found = _json_links(content) if "json" in kind else _html_links(content)
-    except (OSError, ValueError) as error:
+        links = [_resolve(link, base, page) for name, link in found if name == filename]
+    except _FAILURES as error:
         failures.append(f"{_without_credentials(page)}: {_reason(error)}")
         return []
-    links = [urllib.parse.urljoin(base, link).split("#")[0] for name, link in found if name == filename]
     if not links:
         failures.append(f"{_without_credentials(page)}: has no {filename}")
     return links
 
 
+def _resolve(link: str, base: str, page: str) -> str:
+    """Return the URL of a page's link; what is on the page's own server is fetched with the page's password."""
+    parts, home = urllib.parse.urlsplit(urllib.parse.urljoin(base, link)), urllib.parse.urlsplit(page)
+    if parts.scheme == "file" and home.scheme != "file":
+        raise ValueError("it names a file of this host")
+    userinfo, at, _ = home.netloc.rpartition("@")
+    if at and "@" not in parts.netloc and _server(parts) == _server(home):
+        parts = parts._replace(netloc=f"{userinfo}@{parts.netloc}")
+    return urllib.parse.urlunsplit(parts._replace(fragment=""))
+
+
+def _server(parts: urllib.parse.SplitResult) -> Tuple[str, Optional[str], Optional[int]]:
+    return parts.scheme, parts.hostname, parts.port
+
+
 def _json_links(content: bytes) -> List[Tuple[str, str]]:
-    return [(str(entry["filename"]), str(entry["url"])) for entry in json.loads(content)["files"]]
+    document = json.loads(content)
+    files = document.get("files") if isinstance(document, dict) else None
+    if not isinstance(files, list):
+        raise ValueError("it is no page of a package index")
+    return [(str(entry.get("filename")), str(entry.get("url"))) for entry in files if isinstance(entry, dict)]
 
 
 class _LinkParser(html.parser.HTMLParser):
@@ -197,6 +228,9 @@ def _html_links(content: bytes) -> List[Tuple[str, str]]:
 
 
 def _open(url: str, settings: PackageIndexSettings, headers: Mapping[str, str]) -> addinfourl:
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme not in ("http", "https", "file") or (parts.scheme != "file" and not parts.hostname):
+        raise ValueError("it is no http, https or file URL")
     handlers: List[urllib.request.BaseHandler] = []
     if url.startswith("https:"):
         try:
@@ -209,7 +243,6 @@ def _open(url: str, settings: PackageIndexSettings, headers: Mapping[str, str]) 
         handlers.append(urllib.request.HTTPSHandler(context=context))
     if settings.proxy:
         handlers.append(urllib.request.ProxyHandler({"http": settings.proxy, "https": settings.proxy}))
-    parts = urllib.parse.urlsplit(url)
     request_headers = {"User-Agent": "modelfleet", "Accept-Encoding": "identity", **headers}
     if parts.username:
         # An index that wants a password is written https://user:password@host/ in pip's settings.
@@ -256,22 +289,30 @@ def _download(
                     progress(done, total)
             target.flush()
             os.fsync(target.fileno())
+        if length and length.isdigit() and done < int(length):
+            raise FetchError(f"the connection was cut after {done} of {length} bytes")
         if digest.hexdigest() != sha256:
             raise IntegrityError(filename, f"sha256 {sha256}", f"sha256 {digest.hexdigest()} ({done} bytes)")
-    except BaseException:
+    except BaseException as error:
         if os.path.exists(destination):
             os.unlink(destination)
+        if isinstance(error, OSError) and error.errno in LOCAL_ERRORS:
+            error.filename = destination
         raise
     return done
 
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, urllib.error.HTTPError):
+        error.close()
         return f"HTTP status {error.code}"
+    if isinstance(error, (http.client.InvalidURL, UnicodeError)):
+        # Its text may hold what stands where the host should: half of a password.
+        return "it is no valid URL"
     cause = error.reason if isinstance(error, urllib.error.URLError) else error
-    return " ".join(str(cause).split()) or type(cause).__name__
+    return _without_credentials(" ".join(str(cause).split())) or type(cause).__name__
 
 
-def _without_credentials(url: str) -> str:
-    parts = urllib.parse.urlsplit(url)
-    return urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+def _without_credentials(text: str) -> str:
+    """Cut whatever stands before an @, which in a URL that is not well-formed may be anywhere."""
+    return re.sub(r"((?:\w+:)?//)?\S*@", r"\1", text)

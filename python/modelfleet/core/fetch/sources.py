@@ -2,7 +2,6 @@
 
 import re
 import urllib.parse
-import urllib.request
 from typing import NamedTuple, Union
 
 from ..errors import ConfigurationError
@@ -32,11 +31,12 @@ def parse_source(text: str) -> Source:
     wheel = _WHEEL.match(text)
     if wheel:
         package, version, member = wheel.groups()
-        if member.startswith("/") or ".." in member.split("/"):
+        if member.startswith("/") or ".." in member.split("/") or not member.isprintable():
             raise ConfigurationError(f"source {text!r}: the member leaves the wheel", "name it as the wheel lists it")
         return WheelSource(package, version, member)
-    if text.startswith("file:///"):
-        return FileSource(urllib.request.url2pathname(urllib.parse.urlsplit(text).path))
+    path = urllib.parse.unquote(text[len("file://") :])
+    if text.startswith("file:///") and "\0" not in path:
+        return FileSource(path)
     raise ConfigurationError(
         f"source {text!r} is of no form that this release reads", "use wheel://PACKAGE==VERSION/MEMBER or file:///PATH"
     )

