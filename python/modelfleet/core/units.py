@@ -9,7 +9,7 @@ def format_bytes(count: float) -> str:
     """Return ``count`` bytes in binary units: ``93.8 MiB``."""
     size = float(count)
     for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(size) < 1024:
+        if abs(round(size, 1)) < 1024:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} TiB"
