@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from modelfleet.core.catalog import Check, WheelPin, select
 from modelfleet.core.errors import ConfigurationError
 from modelfleet.core.fetch.sources import FileSource, WheelSource, parse_source
-from modelfleet.core.store.layout import CATEGORIES
 
 HASH, OTHER_HASH = "a" * 64, "b" * 64
 WHEEL_SOURCE = "wheel://tiny-models==1.0/tiny/small.gguf"
@@ -81,9 +80,7 @@ def changed(document: Any, path: list[Any], value: Any) -> Any:
     return document
 
 
-def message(
-    wanted: Any = ({"model": "small"},), catalog: Any = CATALOG, lock: Any = LOCK, expected: str | None = None
-) -> str:
+def message(wanted: Any = ({"model": "small"},), catalog: Any = CATALOG, lock: Any = LOCK) -> str:
     """Return what is said about something wrong, which is one line with a cure."""
     with pytest.raises(ConfigurationError) as caught:
         select(wanted, catalog, lock)
@@ -222,9 +219,7 @@ class TestCatalog:
     def test_a_source_of_no_known_form_is_told_while_planning(self, source: str) -> None:
         path = [0, "variants", "q4_0", "files", 0, "source"]
         text = message(catalog=changed(CATALOG, path, source))
-        assert (
-            f"source {source!r} is of no form that this release reads; use wheel://PACKAGE==VERSION/MEMBER or" in text
-        )
+        assert f"source {source!r} is of no form that this release reads; use wheel://PACKAGE==VERSION/" in text
 
     @pytest.mark.parametrize("member", ["../x", "a/../../x", "/etc/passwd", "a/..", "a\nb"])
     def test_a_member_that_leaves_its_wheel(self, member: str) -> None:
@@ -309,11 +304,7 @@ class TestLock:
 
 
 anything = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.text(max_size=5)
-    | st.sampled_from([HASH, WHEEL_SOURCE, *CATEGORIES]),
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.sampled_from([HASH, WHEEL_SOURCE, "chat/13b"]),
     lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=5), children, max_size=3),
     max_leaves=5,
 )
@@ -321,10 +312,8 @@ anything = st.recursive(
 
 def places(document: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Return the path of every value in a document."""
-    steps = (
-        document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else []
-    )
-    inner = [found for step, value in steps for found in places(value, (*path, step))]
+    steps = list(document) if isinstance(document, dict) else range(len(document)) if isinstance(document, list) else []
+    inner = [found for step in steps for found in places(document[step], (*path, step))]
     return [path, *inner] if path else inner
 
 
@@ -348,9 +337,7 @@ def test_no_value_in_the_lock_ends_in_a_traceback(path: tuple[Any, ...], value: 
 
 class TestSources:
     def test_a_member_of_a_wheel(self) -> None:
-        assert parse_source("wheel://llm-x==0.1.2+cpu/a/b c==d.gguf") == WheelSource(
-            "llm-x", "0.1.2+cpu", "a/b c==d.gguf"
-        )
+        assert parse_source("wheel://llm-x==0.1+cpu/a/b c==d.gguf") == WheelSource("llm-x", "0.1+cpu", "a/b c==d.gguf")
 
     @pytest.mark.parametrize(
         ("text", "path"),
