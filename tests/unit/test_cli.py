@@ -35,7 +35,7 @@ PROOF = {
     "ran": True,
 }
 PROFILE = {
-    "accelerators": [{"vendor": "nvidia", "name": "RTX 4090", "memory_total_bytes": 25769803776}] * 2,
+    "accelerators": [{"vendor": "nvidia", "name": "RTX 4090", "memory": {"total_bytes": 25769803776}}] * 2,
     "cpu": {"model": "AMD EPYC", "physical_cores": 16, "logical_cores": 32, "instruction_sets": ["avx2", "fma"]},
     "memory": {"total_bytes": 68719476736},
     "storage": {"free_bytes": 1099511627776, "kind": "nvme"},

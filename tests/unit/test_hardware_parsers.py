@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from modelfleet.core.hardware import cpu, macos, memory, pci, storage, system
+from modelfleet.core.hardware.sources import CommandResult, Sources, run_nothing
 
 X86 = """processor\t: 0
 model name\t: Intel(R) Core(TM)  i5-7360U CPU @ 2.30GHz
@@ -233,7 +234,8 @@ SW_VERS = "ProductName:\t\tmacOS\nProductVersion:\t\t14.5\nBuildVersion:\t\t23F7
 def test_a_mac_by_what_it_says() -> None:
     unknown: dict[str, str] = {}
     answers = {macos.SYSCTL: SYSCTL, macos.SW_VERS: SW_VERS}
-    found, main_memory, mac, gpus = macos.read_hardware(lambda words: answers[tuple(words)], "arm64", unknown)
+    sources = Sources("/", lambda words, limit: CommandResult("ok", answers.get(tuple(words), "")))
+    found, main_memory, mac, gpus = macos.read_hardware(sources, "arm64", unknown, {})
     assert (found.model, found.physical_cores, found.instruction_sets) == ("Apple M1", 8, ["dotprod"])
     assert main_memory.total_bytes == 16 * 1024**3
     assert (mac.distribution, mac.version, mac.kernel) == ("macos", "14.5", "23.5.0")
@@ -243,7 +245,7 @@ def test_a_mac_by_what_it_says() -> None:
 
 def test_a_silent_mac_is_unknown_and_no_error() -> None:
     unknown: dict[str, str] = {}
-    found, main_memory, _, gpus = macos.read_hardware(lambda words: None, None, unknown)
+    found, main_memory, _, gpus = macos.read_hardware(Sources("/", run_nothing), None, unknown, {})
     assert found.model is None and main_memory.total_bytes is None and gpus == []
     assert {"cpu.model", "memory.total_bytes", "os.version", "accelerators"} <= set(unknown)
 

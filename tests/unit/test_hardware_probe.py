@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from modelfleet.core.hardware.probe import probe
 from modelfleet.core.hardware.profile import profile_to_dict
-from modelfleet.core.hardware.sources import Reader, run_command, run_nothing
+from modelfleet.core.hardware.sources import CommandResult, Reader, Sources, run_command, run_nothing
 from modelfleet.core.hardware.storage import device_kind, read_storage
 
 # Where null is an answer: no limit, no container, no driver bound, on no bus.
-ANSWERS = {"memory.limit_bytes", "os.container"}
+ANSWERS = {"memory.limit_bytes", "os.container", "cpu.limit_cores", "storage.pcie", "accelerator_driver"}
+OF_NVIDIA = (".mig", ".architecture", ".compute_capability")
+OF_AMD = (".gfx_target", ".memory.gtt_bytes")
 CPUINFO = "processor : 0\nmodel name : Test CPU\nphysical id : 0\ncore id : 0\nflags : lm avx2\n"
 
 
@@ -58,7 +61,11 @@ def is_answer(name: str, profile: dict[str, Any]) -> bool:
     """Tell whether null in the field ``name`` needs no reason."""
     if name == "os.hypervisor":
         return profile["os"]["virtual_machine"] is False
-    return name in ANSWERS or (name.startswith("accelerators.") and name.endswith((".driver", ".pci")))
+    if not name.startswith("accelerators."):
+        return name in ANSWERS
+    vendor = profile["accelerators"][int(name.split(".")[1])]["vendor"]
+    of_others = {"nvidia": OF_AMD, "amd": OF_NVIDIA, "apple": (*OF_AMD, *OF_NVIDIA, ".pci", ".pcie")}
+    return name.endswith((".driver", *of_others.get(vendor, (*OF_AMD, *OF_NVIDIA))))
 
 
 def assert_every_null_has_a_reason(profile: dict[str, Any]) -> None:
@@ -133,7 +140,7 @@ def test_display_devices_before_and_after_a_driver(tmp_path: Path) -> None:
         ("intel", "0000:00:02.0", "i915"),
         ("nvidia", "0000:01:00.0", None),
         ("amd", "0000:41:00.0", "amdgpu"),
-        ("pci vendor ffff", "0000:c5:00.0", None),
+        ("other", "0000:c5:00.0", None),
     ]
     assert profile["accelerators"][1]["pci"] == {
         "address": "0000:01:00.0",
@@ -143,7 +150,11 @@ def test_display_devices_before_and_after_a_driver(tmp_path: Path) -> None:
         "subsystem_vendor_id": "1043",
         "subsystem_device_id": "8888",
     }
-    assert "driver query" in profile["unknown"]["accelerators.1.memory_total_bytes"]
+    assert profile["unknown"]["accelerators.1.memory.total_bytes"] == "nvidia-smi is not there"
+    # The device id tells the chip before any driver does.
+    assert profile["accelerators"][1]["compute_capability"] == "8.9"
+    assert profile["accelerators"][2]["gfx_target"] == "gfx942"
+    assert profile["accelerators"][0]["memory"]["unified"] is True
     assert "accelerators" not in profile["unknown"]
     assert_every_null_has_a_reason(profile)
 
@@ -292,12 +303,48 @@ def test_no_content_of_any_file_raises(tmp_path_factory: pytest.TempPathFactory,
     assert_every_null_has_a_reason(profile_to_dict(probe("/opt/models", root=str(root))))
 
 
-def test_commands_have_a_limit_and_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("modelfleet.core.hardware.sources.COMMAND_TIMEOUT_SECONDS", 0.2)
-    assert run_command(["echo", "yes"]) == "yes\n"
-    assert run_command(["sh", "-c", "exit 3"]) is None
-    assert run_command(["sleep", "5"]) is None
-    assert run_command(["/nowhere/command"]) is None
+def test_a_command_comes_to_one_of_four_ends() -> None:
+    assert run_command(["echo", "yes"]) == CommandResult("ok", "yes\n", "", 0)
+    assert run_command(["sh", "-c", "echo no >&2; exit 3"]) == CommandResult("failed", "", "no\n", 3)
+    assert run_command(["/nowhere/command"]).status == "absent"
+    assert run_command(["sleep", "5"], 0.2).status == "slow"
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "trap '' TERM INT HUP; while :; do sleep 1; done",
+        # What it leaves behind holds its output open.
+        "sleep 30 & echo begun",
+        "while :; do echo y; done",
+        "exec >&- 2>&-; sleep 30",
+    ],
+)
+def test_no_command_outlives_its_limit(script: str) -> None:
+    started = time.monotonic()
+    assert run_command(["sh", "-c", script], 0.3).status == "slow"
+    assert time.monotonic() - started < 3
+
+
+def test_a_process_that_does_not_die_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    killed: list[int] = []
+    monkeypatch.setattr("modelfleet.core.hardware.sources.os.killpg", lambda pid, _: killed.append(pid))
+    started = time.monotonic()
+    assert run_command(["sleep", "20"], 0.2).status == "slow"
+    assert time.monotonic() - started < 3
+    os.kill(killed[0], 9)
+
+
+def test_a_command_is_run_once() -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def runner(words: Sequence[str], limit: float) -> CommandResult:
+        asked.append(tuple(words))
+        return CommandResult("ok", "1")
+
+    sources = Sources("/", runner)
+    assert [sources.run(["a", "b"]).output, sources.run(("a", "b")).output] == ["1", "1"]
+    assert asked == [("a", "b")]
 
 
 # Recorded machines; the expected values are read off the raw text by hand.

@@ -64,7 +64,7 @@ def accelerators(profile: Mapping[str, Any]) -> str:
     names: dict[str, int] = {}
     for one in found if isinstance(found, list) else []:
         if isinstance(one, dict):
-            memory = one.get("memory_total_bytes")
+            memory = _part(one, "memory").get("total_bytes")
             name = _known(one.get("name") or one.get("vendor")) + (f" {_bytes(memory)}" if memory else "")
             names[name] = names.get(name, 0) + 1
     return ", ".join(f"{number} x {name}" if number > 1 else name for name, number in names.items()) or "none"

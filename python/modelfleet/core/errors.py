@@ -52,6 +52,10 @@ class RuntimeBuildError(ModelfleetError):
     """Raised when the managed environment cannot be built or installed."""
 
 
+class HardwareOutputError(ModelfleetError):
+    """Raised when the output of a vendor's tool, or a capture, is not in the form that it should be."""
+
+
 class EnvFileError(ModelfleetError):
     """Raised when an environment file cannot be read as one, or a value cannot be written to it safely."""
 

@@ -8,10 +8,14 @@ Part numbers of Arm cores: arch/arm64/include/asm/cputype.h of the Linux kernel.
 import re
 from typing import Dict, List, Optional, Set, Tuple
 
-from .profile import Cache, Cpu
+from .memory import limit_files, parse_cgroup
+from .profile import Cache, CoreKind, Cpu
 from .sources import Reader
 
 CPU_DIRECTORY = "/sys/devices/system/cpu"
+# The performance counters of hybrid processors, one for each kind of core.
+COUNTERS = (("/sys/devices/cpu_core/cpus", "performance"), ("/sys/devices/cpu_atom/cpus", "efficiency"))
+LOW_POWER_COUNTER = ("/sys/devices/cpu_lowpower/cpus", "low power")
 # The kernel's own limit is 8192; a list beyond this one is damage.
 MAX_PROCESSORS = 65536
 ARM_IMPLEMENTER = 0x41
@@ -174,6 +178,69 @@ def read_cache(reader: Reader, online: List[int]) -> Cache:
     return Cache(totals.get("l1d"), totals.get("l1i"), totals.get("l2"), totals.get("l3"))
 
 
+def read_core_kinds(reader: Reader, processors: List[Dict[str, str]], online: List[int]) -> List[CoreKind]:
+    """Return the kinds of cores, fastest first, of a processor that has several; else nothing."""
+    groups: Dict[str, Set[int]] = {}
+    for path, name in (*COUNTERS, LOW_POWER_COUNTER):
+        numbers = set(parse_cpu_list(reader.read_line(path) or "")) & set(online)
+        if numbers:
+            groups[name] = numbers
+    if not groups and processors and "cpu part" in processors[0]:
+        for entry in processors:
+            number = int(entry["processor"])
+            if number in online:
+                groups.setdefault(cpu_model([entry]) or "unknown", set()).add(number)
+        # The big cores have the high numbers on some machines and the low ones on others.
+        groups = dict(sorted(groups.items(), key=lambda group: -capacity(reader, min(group[1]))))
+    elif not groups and processors and not reader.exists("/sys/devices/cpu"):
+        by_performance: Dict[int, Set[int]] = {}
+        for number in online:
+            by_performance.setdefault(capacity(reader, number), set()).add(number)
+        names = ("performance", "efficiency", "low power")
+        if 2 <= len(by_performance) <= len(names) and 0 not in by_performance:
+            groups = {name: by_performance[value] for name, value in zip(names, sorted(by_performance, reverse=True))}
+    if len(groups) < 2:
+        return []
+    return [CoreKind(name, count_cores(reader, numbers), len(numbers)) for name, numbers in groups.items()]
+
+
+def capacity(reader: Reader, number: int) -> int:
+    """Return how fast the firmware says that a processor is, compared with its like; 0 where it does not say."""
+    for name in ("cpu_capacity", "acpi_cppc/nominal_perf"):
+        text = reader.read_line(f"{CPU_DIRECTORY}/cpu{number}/{name}") or ""
+        if re.fullmatch(r"\d{1,9}", text, re.ASCII):
+            return int(text)
+    return 0
+
+
+def count_cores(reader: Reader, numbers: Set[int]) -> Optional[int]:
+    """Return the number of physical cores that ``numbers`` are processors of, None where the topology is not told."""
+    siblings = [
+        reader.read_line(f"{CPU_DIRECTORY}/cpu{number}/topology/thread_siblings_list") for number in sorted(numbers)
+    ]
+    return None if None in siblings else len(set(siblings))
+
+
+def read_limit(reader: Reader) -> Optional[float]:
+    """Return how many processors the control groups of this process let it use at once, None: no limit.
+
+    The lowest of the quota of time and the set of processors, over all groups above.
+    """
+    limits: List[float] = []
+    groups = parse_cgroup(reader.read("/proc/self/cgroup") or "")
+    for path in limit_files(groups, "cpu.max", "cpu", "cpu.cfs_quota_us"):
+        words = (reader.read_line(path) or "").split()
+        if path.endswith("quota_us") and words:
+            words.append(reader.read_line(path.replace("quota_us", "period_us")) or "")
+        if len(words) == 2 and all(re.fullmatch(r"\d{1,12}", word, re.ASCII) for word in words) and int(words[1]):
+            limits.append(round(int(words[0]) / int(words[1]), 2))
+    for path in limit_files(groups, "cpuset.cpus.effective", "cpuset", "cpuset.effective_cpus"):
+        numbers = parse_cpu_list(reader.read_line(path) or "")
+        if numbers:
+            limits.append(float(len(numbers)))
+    return min(limits) if limits else None
+
+
 def read_cpu(reader: Reader, machine: Optional[str], unknown: Dict[str, str]) -> Cpu:
     """Return the processors; ``machine`` is the live system's architecture, None where a record is replayed."""
     text = reader.read("/proc/cpuinfo")
@@ -191,7 +258,11 @@ def read_cpu(reader: Reader, machine: Optional[str], unknown: Dict[str, str]) ->
         logical_cores=len(online) or None,
         instruction_sets=instruction_sets(processors),
         cache=read_cache(reader, online),
+        core_kinds=read_core_kinds(reader, processors, online),
     )
+    limit = read_limit(reader)
+    if limit is not None and (cpu.logical_cores is None or limit < cpu.logical_cores):
+        cpu.limit_cores = limit
     for name in ("model", "architecture", "sockets", "physical_cores", "logical_cores", "instruction_sets"):
         if getattr(cpu, name) is None:
             unknown[f"cpu.{name}"] = reason

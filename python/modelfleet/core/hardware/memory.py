@@ -31,13 +31,23 @@ def parse_cgroup(text: str) -> List[Tuple[str, str]]:
     return groups
 
 
-def limit_files(groups: List[Tuple[str, str]]) -> Iterator[str]:
-    """Yield the files that may hold a limit: a group's own and those of all groups above it."""
+def limit_files(
+    groups: List[Tuple[str, str]],
+    unified: str = "memory.max",
+    controller: str = "memory",
+    legacy: str = "memory.limit_in_bytes",
+) -> Iterator[str]:
+    """Yield the files that may hold a limit: a group's own and those of all groups above it.
+
+    ``unified`` is the file's name in version 2 of control groups, ``legacy`` that in version 1's ``controller``.
+    """
     for controllers, path in groups:
         if controllers == "":
-            mounts, name = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"], "memory.max"
-        elif "memory" in controllers.split(","):
-            mounts, name = ["/sys/fs/cgroup/memory"], "memory.limit_in_bytes"
+            mounts, name = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"], unified
+        elif controller in controllers.split(","):
+            # Controllers that are mounted together have one folder, by all their names.
+            mounts = list(dict.fromkeys([f"/sys/fs/cgroup/{controller}", f"/sys/fs/cgroup/{controllers}"]))
+            name = legacy
         else:
             continue
         # normpath: a path that leads out of the hierarchy must not be followed.

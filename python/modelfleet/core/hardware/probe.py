@@ -4,14 +4,15 @@ import os
 import pwd
 import sys
 from datetime import datetime, timezone
-from typing import Dict
+from typing import Dict, Optional
 
 from . import macos
+from .accelerators import read_accelerators
 from .cpu import read_cpu
 from .memory import read_memory
-from .pci import read_accelerators
+from .nvidia import SmiReport
 from .profile import Account, HardwareProfile, PythonInterpreter
-from .sources import Reader, Runner, run_command
+from .sources import Runner, Sources
 from .storage import read_storage
 from .system import read_system
 
@@ -30,32 +31,60 @@ def read_account(unknown: Dict[str, str]) -> Account:
 
 
 def probe(
-    model_root: str, root: str = "/", runner: Runner = run_command, platform: str = sys.platform
+    model_root: str, root: str = "/", runner: Optional[Runner] = None, platform: str = sys.platform
 ) -> HardwareProfile:
     """Return what is known of the machine, or of the recorded tree under ``root``.
 
     ``model_root`` is the absolute path whose file system is described; it need
-    not exist. Needs no privileges, starts no process on Linux and raises
-    nothing: what cannot be read is in the profile's ``unknown``.
+    not exist. Needs no privileges and raises nothing: what cannot be read is in
+    the profile's ``unknown``. On Linux it starts a process only where there is
+    a GPU; no command runs longer than its limit.
     """
-    reader = Reader(root)
+    return probe_sources(model_root, Sources(root, runner), platform)
+
+
+def probe_sources(model_root: str, sources: Sources, platform: str = sys.platform) -> HardwareProfile:
+    """Return what is known of the machine whose files and commands ``sources`` are; see ``probe``."""
     profile = HardwareProfile(probed_at=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"))
-    unknown = profile.unknown
-    machine = os.uname().machine if reader.live else None
-    if reader.live and platform == "darwin":
-        hardware = macos.read_hardware(runner, machine, unknown)
+    unknown, origin = profile.unknown, profile.sources
+    machine = os.uname().machine if sources.live else None
+    if platform == "darwin" if sources.live else macos.is_recorded(sources):
+        hardware = macos.read_hardware(sources, machine, unknown, origin)
         profile.cpu, profile.memory, profile.os, profile.accelerators = hardware
-        profile.storage = macos.read_storage(model_root, unknown)
+        profile.storage = macos.read_storage(model_root, sources.live, unknown)
     else:
-        profile.cpu = read_cpu(reader, machine, unknown)
-        profile.memory = read_memory(reader, unknown)
-        profile.os = read_system(reader, unknown)
-        profile.accelerators = read_accelerators(reader, unknown)
-        profile.storage = read_storage(reader, model_root, unknown)
-    if reader.live:
+        profile.cpu = read_cpu(sources, machine, unknown)
+        profile.memory = read_memory(sources, unknown)
+        profile.os = read_system(sources, unknown)
+        profile.accelerators, smi = read_accelerators(sources, profile.os.kernel, unknown, origin)
+        add_smi(profile, smi)
+        profile.storage = read_storage(sources, model_root, unknown)
+        origin.update(
+            {
+                "cpu": "/proc/cpuinfo, /sys/devices/system/cpu, control groups",
+                "memory": "/proc/meminfo, control groups",
+                "storage": "/proc/self/mountinfo, /sys/class/block, statvfs",
+                "os": "/etc/os-release, /proc, /sys/class/dmi, /sys/firmware/efi",
+            }
+        )
+    if sources.live:
         profile.python = PythonInterpreter(".".join(str(part) for part in sys.version_info[:3]), sys.executable)
         profile.account = read_account(unknown)
     else:
         for name in ("python.version", "python.executable", *(f"account.{key}" for key in vars(profile.account))):
             unknown[name] = REPLAYED
     return profile
+
+
+def add_smi(profile: HardwareProfile, smi: Optional[SmiReport]) -> None:
+    """Add to the driver's state what only asking nvidia-smi shows: that it hangs, or refuses the loaded module."""
+    state = profile.accelerator_driver
+    if state is None or smi is None or state.vendor != "nvidia":
+        return
+    state.slow = state.slow or smi.slow
+    if smi.mismatch:
+        state.mismatch = True
+        profile.unknown.pop("accelerator_driver.mismatch", None)
+    if state.library_version is None and smi.library_version is not None:
+        state.library_version = smi.library_version
+        profile.unknown.pop("accelerator_driver.library_version", None)

@@ -6,16 +6,35 @@ can tell stays unknown.
 """
 
 import os
+import selectors
+import signal
 import subprocess
-from typing import Callable, List, Optional, Sequence
+import time
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
-# No file that the probe reads comes near this; a planted endless one must not fill the memory.
+# No file or output that the probe reads comes near this; a planted endless one must not fill the memory.
 READ_LIMIT_BYTES = 8 * 1024 * 1024
 
 COMMAND_TIMEOUT_SECONDS = 10.0
+# A killed process that waits inside a driver does not die: it is left behind after this long.
+KILL_WAIT_SECONDS = 0.5
+# What a login shell finds and a module started over SSH may not.
+MORE_PATH = ("/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/bin", "/opt/rocm/bin", "/usr/lib/wsl/lib")
 
-Runner = Callable[[Sequence[str]], Optional[str]]
-"""Takes a command line, returns its standard output, or None when it is missing, failed or took too long."""
+OK, FAILED, ABSENT, SLOW = "ok", "failed", "absent", "slow"
+
+
+class CommandResult(NamedTuple):
+    """What a command came to. ``status``: ok, failed (it ended with another code than 0), absent, or slow."""
+
+    status: str
+    output: str = ""
+    error: str = ""
+    exit_code: Optional[int] = None
+
+
+Runner = Callable[[Sequence[str], float], CommandResult]
+"""Takes a command line and a time limit in seconds; never raises, never takes much longer."""
 
 
 class Reader:
@@ -78,24 +97,94 @@ class Reader:
         return os.path.normpath(os.path.join(os.path.dirname(path), target))
 
 
-def run_command(arguments: Sequence[str]) -> Optional[str]:
-    """Run a command with a time limit and return its standard output, None when it gives none."""
-    environment = dict(os.environ, LC_ALL="C")
+class Sources(Reader):
+    """A machine, or the record of one: its files as Reader reads them, and its commands, each run once."""
+
+    def __init__(self, root: str = "/", runner: Optional[Runner] = None) -> None:
+        super().__init__(root)
+        # A record's commands are the record's own; this machine's are another machine's.
+        self.runner: Runner = runner or (run_command if self.live else run_nothing)
+        self._results: Dict[Tuple[str, ...], CommandResult] = {}
+
+    def run(self, arguments: Sequence[str], timeout: float = COMMAND_TIMEOUT_SECONDS) -> CommandResult:
+        """Return what the command came to within ``timeout`` seconds, the same answer each time it is asked."""
+        key = tuple(arguments)
+        if key not in self._results:
+            self._results[key] = self.runner(key, timeout)
+        return self._results[key]
+
+
+def command_environment() -> Dict[str, str]:
+    """Return the environment of the probe's commands: English words, and the places of the vendors' tools."""
+    path = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    return dict(os.environ, LC_ALL="C", PATH=os.pathsep.join([*path, *(one for one in MORE_PATH if one not in path)]))
+
+
+def kill_hard(process: "subprocess.Popen[bytes]") -> None:
+    """Kill a command with all that it started, and leave behind what does not die."""
     try:
-        finished = subprocess.run(
+        os.killpg(process.pid, signal.SIGKILL)
+    except OSError:
+        process.kill()
+    try:
+        process.wait(KILL_WAIT_SECONDS)
+    except subprocess.TimeoutExpired:
+        # It hangs in the kernel; whoever inherits it reaps it. Without this, Python would warn at its end.
+        process.returncode = -signal.SIGKILL
+
+
+def run_command(arguments: Sequence[str], timeout: float = COMMAND_TIMEOUT_SECONDS) -> CommandResult:
+    """Run a command for at most ``timeout`` seconds, whatever it does."""
+    environment = command_environment()
+    try:
+        process = subprocess.Popen(
             list(arguments),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=COMMAND_TIMEOUT_SECONDS,
+            stderr=subprocess.PIPE,
             env=environment,
-            check=False,
+            start_new_session=True,
         )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return finished.stdout.decode("utf-8", "replace") if finished.returncode == 0 else None
+    except OSError as error:
+        return CommandResult(ABSENT, error=error.strerror or str(error))
+    deadline = time.monotonic() + timeout
+    finished, streams = read_streams(process, deadline)
+    if finished:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            finished = False
+    output, error_output = (stream.decode("utf-8", "replace") for stream in streams)
+    if not finished:
+        kill_hard(process)
+        return CommandResult(SLOW, output, f"no answer within {timeout:g} s")
+    code = process.returncode
+    return CommandResult(OK if code == 0 else FAILED, output, error_output, code)
 
 
-def run_nothing(arguments: Sequence[str]) -> Optional[str]:
+def read_streams(process: "subprocess.Popen[bytes]", deadline: float) -> Tuple[bool, Tuple[bytes, bytes]]:
+    """Read both outputs to their ends; False where the deadline or the limit of size came first."""
+    assert process.stdout is not None and process.stderr is not None
+    chunks: Dict[int, List[bytes]] = {process.stdout.fileno(): [], process.stderr.fileno(): []}
+    size = 0
+    with process.stdout, process.stderr, selectors.DefaultSelector() as selector:
+        for stream in (process.stdout, process.stderr):
+            selector.register(stream, selectors.EVENT_READ)
+        while selector.get_map():
+            left = deadline - time.monotonic()
+            if left <= 0 or size > READ_LIMIT_BYTES:
+                break
+            for key, _ in selector.select(left):
+                chunk = os.read(key.fd, 65536)
+                if not chunk:
+                    selector.unregister(key.fileobj)
+                size += len(chunk)
+                chunks[key.fd].append(chunk)
+        finished = not selector.get_map()
+    first, second = (b"".join(parts) for parts in chunks.values())
+    return finished, (first, second)
+
+
+def run_nothing(arguments: Sequence[str], timeout: float = 0.0) -> CommandResult:
     """Stand in for a runner where a recorded tree is replayed."""
-    return None
+    return CommandResult(ABSENT, error="not in the record")

@@ -8,7 +8,8 @@ import posixpath
 import re
 from typing import Dict, List, NamedTuple, Optional, Set, Tuple
 
-from .profile import Storage
+from .pci import read_link
+from .profile import PcieLink, Storage
 from .sources import Reader
 
 NETWORK_FILE_SYSTEMS = re.compile(
@@ -129,6 +130,19 @@ def device_kind(reader: Reader, name: str, seen: Optional[Set[str]] = None) -> T
     return ("hdd" if rotational == "1" else "ssd"), ""
 
 
+def read_nvme_link(reader: Reader, name: str, unknown: Dict[str, str]) -> PcieLink:
+    """Return the PCI Express link of the nvme device ``name``; of the first one below a volume of several."""
+    for slave in reader.list(f"/sys/class/block/{name}/slaves"):
+        return read_nvme_link(reader, slave, unknown)
+    match = re.match(r"nvme\d+", name)
+    facts = read_link(reader, f"/sys/class/nvme/{match.group() if match else name}/device", "pcie")
+    link = PcieLink(**{key.partition(".")[2]: value for key, value in facts.items()})
+    for key, value in vars(link).items():
+        if value is None:
+            unknown[f"storage.pcie.{key}"] = "sysfs does not tell of its link"
+    return link
+
+
 def nearest_existing(path: str) -> str:
     """Return ``path`` or the nearest directory above it that exists, symlinks resolved."""
     current = os.path.abspath(path)
@@ -188,4 +202,7 @@ def read_storage(reader: Reader, model_root: str, unknown: Dict[str, str]) -> St
         return storage
     storage.mount_point, storage.file_system, storage.device = mount.mount_point, mount.file_system, mount.source
     storage.kind = read_kind(reader, mount, unknown)
+    block = find_block_device(reader, mount) if storage.kind == "nvme" else None
+    if block is not None:
+        storage.pcie = read_nvme_link(reader, block, unknown)
     return storage

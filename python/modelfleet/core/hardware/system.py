@@ -120,6 +120,18 @@ def read_virtual_machine(reader: Reader, system: OperatingSystem, unknown: Dict[
             unknown["os.hypervisor"] = "the firmware does not name it"
 
 
+def read_secure_boot(reader: Reader) -> Optional[bool]:
+    """Return whether the firmware checks signatures at boot, None where it cannot be told. A BIOS cannot."""
+    directory = "/sys/firmware/efi"
+    # Four bytes of attributes come before the value.
+    variable = reader.read(f"{directory}/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c")
+    if variable is not None and len(variable) == 5:
+        return variable[4] == "\x01"
+    if reader.exists("/sys/firmware") and not reader.exists(directory):
+        return False
+    return None
+
+
 def read_init(reader: Reader) -> Optional[str]:
     """Return the init system: systemd where it is in charge, else the name of the first process."""
     return "systemd" if reader.exists("/run/systemd/system") else reader.read_line("/proc/1/comm")
@@ -140,6 +152,7 @@ def read_system(reader: Reader, unknown: Dict[str, str]) -> OperatingSystem:
         init=read_init(reader),
         container=read_container(reader, kernel),
     )
+    system.secure_boot = read_secure_boot(reader)
     # A rolling distribution (Debian testing, Arch) has no VERSION_ID.
     reasons = {
         "family": "/etc/os-release cannot be read" if text is None else "/etc/os-release names no known family",
@@ -148,6 +161,7 @@ def read_system(reader: Reader, unknown: Dict[str, str]) -> OperatingSystem:
         "kernel": "/proc/sys/kernel/osrelease cannot be read",
         "boot_id": "/proc/sys/kernel/random/boot_id cannot be read",
         "init": "/proc/1/comm cannot be read",
+        "secure_boot": "the firmware's variables cannot be read",
     }
     for name, reason in reasons.items():
         if getattr(system, name) is None:

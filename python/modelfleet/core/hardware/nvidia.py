@@ -1,0 +1,186 @@
+"""NVIDIA GPUs: what the driver's own files and nvidia-smi tell of them.
+
+nvidia-smi runs in a child process with a hard limit of time. It is asked for
+the fields of ``--query-gpu`` that this driver's ``--help-query-gpu`` lists; the
+XML of ``-q -x`` adds the memory of MIG devices, and stands in where the query
+does not work.
+"""
+
+import re
+from typing import Callable, List, NamedTuple, Optional, Tuple
+
+from ..errors import HardwareOutputError
+from . import nvidia_smi
+from .chips import nvidia_chip
+from .facts import Facts, known
+from .profile import MigSlice
+from .sources import ABSENT, OK, SLOW, CommandResult, Reader, Sources
+
+NVIDIA_SMI = "nvidia-smi"
+HELP = (NVIDIA_SMI, "--help-query-gpu")
+XML = (NVIDIA_SMI, "-q", "-x")
+TEXT = (NVIDIA_SMI, "-q")
+LIST = (NVIDIA_SMI, "-L")
+VERSION = (NVIDIA_SMI, "--version")
+# Eight GPUs without a persistence daemon are each initialised anew, at a second or two.
+TIMEOUT_SECONDS = 20.0
+DRIVER_DIRECTORY = "/proc/driver/nvidia"
+# Where there are GPUs of NVIDIA's though no PCI bus shows them: containers, WSL, boards with a GPU in the processor.
+SIGNS = (DRIVER_DIRECTORY, "/dev/nvidiactl", "/dev/dxg", "/proc/device-tree/compatible")
+
+
+class SmiReport(NamedTuple):
+    """What nvidia-smi came to: (source, GPUs) of each output, and what kept it from more."""
+
+    found: List[Tuple[str, List[Facts]]]
+    problem: str = ""
+    slow: bool = False
+    mismatch: bool = False
+    library_version: Optional[str] = None
+
+
+class _StopError(Exception):
+    """Raised when nvidia-smi cannot answer anything more."""
+
+
+def has_signs(reader: Reader) -> bool:
+    """True where something but the PCI bus says that there is an NVIDIA GPU."""
+    if any(reader.exists(path) for path in SIGNS[:-1]):
+        return True
+    return "nvidia,tegra" in (reader.read(SIGNS[-1]) or "")
+
+
+class _Smi:
+    """Asks nvidia-smi one thing after the other, until one of them tells that asking on is in vain."""
+
+    def __init__(self, sources: Sources) -> None:
+        self.sources = sources
+        self.found: List[Tuple[str, List[Facts]]] = []
+        self.problem = ""
+        self.last: Optional[CommandResult] = None
+
+    def ask(self, arguments: Tuple[str, ...]) -> Optional[str]:
+        """Return an output, None where there is none. Raises _StopError where there will be none to anything."""
+        result = self.last = self.sources.run(arguments, TIMEOUT_SECONDS)
+        if result.status == OK:
+            return result.output
+        if result.status == SLOW:
+            self.problem = f"nvidia-smi is slow: {result.error}"
+            raise _StopError
+        if result.status == ABSENT:
+            self.problem = self.problem or "nvidia-smi is not there"
+            return None
+        self.problem = nvidia_smi.complaint(result)
+        if nvidia_smi.is_mismatch(result):
+            raise _StopError
+        # A GPU that fell off the bus makes it fail though it tells of the others.
+        return result.output if "<gpu" in result.output or "," in result.output else None
+
+    def query(self) -> List[Facts]:
+        """Return the GPUs by ``--query-gpu``, asked only for what this driver lists."""
+        listed = nvidia_smi.parse_help(self.ask(HELP) or "")
+        fields = [name for name in (*nvidia_smi.QUERY, *nvidia_smi.QUERY_MORE) if name in listed]
+        if not {"name", "uuid", "pci.bus_id"} & set(fields):
+            return []
+        return self.read(nvidia_smi.parse_query, (NVIDIA_SMI, f"--query-gpu={','.join(fields)}", "--format=csv"))
+
+    def read(self, parse: Callable[[str], List[Facts]], arguments: Tuple[str, ...]) -> List[Facts]:
+        """Return the GPUs that ``parse`` finds in an output, and keep them."""
+        output = self.ask(arguments)
+        if output is None:
+            return []
+        try:
+            gpus: List[Facts] = parse(output)
+        except HardwareOutputError as error:
+            self.problem = str(error)
+            return []
+        if gpus:
+            name = "nvidia-smi --query-gpu" if arguments[1].startswith("--query") else " ".join(arguments)
+            self.found.append((name, gpus))
+        return gpus
+
+    def read_all(self) -> None:
+        """Ask for all that is needed and no more. Raises _StopError."""
+        gpus = self.query()
+        cuda = nvidia_smi.parse_version(self.ask(VERSION) or "").get("cuda") if gpus else None
+        cut = any(gpu.get("mig.enabled") for gpu in gpus)
+        if cuda and not cut:
+            self.found.append((" ".join(VERSION), [{"index": gpu["index"], "runtime_version": cuda} for gpu in gpus]))
+            return
+        detailed = self.read(nvidia_smi.parse_xml, XML) or self.read(nvidia_smi.parse_text, TEXT)
+        cut = cut or any(gpu.get("mig.enabled") for gpu in detailed)
+        if cut or not (gpus or detailed):
+            self.read(lambda text: nvidia_smi.list_facts(nvidia_smi.parse_list(text)), LIST)
+        if cuda is None:
+            cuda = nvidia_smi.parse_version(self.ask(VERSION) or "").get("cuda")
+        if cuda:
+            everything = gpus or detailed or (self.found[-1][1] if self.found else [])
+            versions = [{"index": gpu.get("index"), "runtime_version": cuda} for gpu in everything]
+            self.found.append((" ".join(VERSION), versions))
+
+
+def read_smi(sources: Sources) -> SmiReport:
+    """Return what nvidia-smi tells; once it is slow or refuses, it is not asked again."""
+    smi = _Smi(sources)
+    mismatch, library = False, None
+    try:
+        smi.read_all()
+    except _StopError:
+        if smi.last is not None and smi.last.status != SLOW:
+            mismatch = True
+            library = nvidia_smi.parse_version("\n".join((smi.last.output, smi.last.error))).get("nvml")
+            library = library or _nvml_library(smi.last)
+    slow = smi.last is not None and smi.last.status == SLOW
+    return SmiReport(smi.found, smi.problem, slow, mismatch, library)
+
+
+def _nvml_library(result: CommandResult) -> Optional[str]:
+    match = re.search(r"NVML library version:\s*(\d+(?:\.\d+)+)", result.output + result.error, re.ASCII)
+    return match.group(1) if match else None
+
+
+def parse_driver_version(text: str) -> Optional[str]:
+    """Return the version of the loaded module from /proc/driver/nvidia/version, None where it does not tell."""
+    match = re.search(r"^NVRM version:.*?\s(\d{2,4}(?:\.\d{1,4}){1,3})\b", text, re.MULTILINE | re.ASCII)
+    return match.group(1) if match else None
+
+
+def parse_information(text: str) -> Facts:
+    """Return the facts of /proc/driver/nvidia/gpus/*/information."""
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())}
+    uuid = known(fields.get("GPU UUID"))
+    # The module writes question marks for what it has not read from the card yet.
+    return {"name": known(fields.get("Model")), "uuid": None if uuid is None or "?" in uuid else uuid}
+
+
+def driver_facts(reader: Reader, address: Optional[str]) -> Facts:
+    """Return what the loaded module's own files tell of the GPU at a PCI address."""
+    facts: Facts = {"driver_version": parse_driver_version(reader.read(f"{DRIVER_DIRECTORY}/version") or "")}
+    if address is not None:
+        facts.update(parse_information(reader.read(f"{DRIVER_DIRECTORY}/gpus/{address}/information") or ""))
+    return facts
+
+
+def chip_facts(device_id: Optional[str]) -> Facts:
+    """Return what the device id tells of the chip."""
+    chip = nvidia_chip(device_id)
+    if chip is None:
+        return {}
+    return {
+        "architecture": chip.architecture,
+        "compute_capability": chip.compute_capability,
+        "memory.unified": chip.unified,
+    }
+
+
+def merge_slices(known_slices: List[MigSlice], more: List[MigSlice]) -> List[MigSlice]:
+    """Return a card's MIG devices out of two outputs: the XML has their memory, ``-L`` their profiles and ids."""
+    for one in more:
+        same = next((other for other in known_slices if other.index == one.index), None)
+        if same is None:
+            known_slices.append(one)
+            continue
+        for name, value in vars(one).items():
+            if getattr(same, name) is None:
+                setattr(same, name, value)
+    return known_slices
