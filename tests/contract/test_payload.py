@@ -7,6 +7,9 @@ controller and fails on the host, so the closure is computed here from the sourc
 from __future__ import annotations
 
 import ast
+import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -134,3 +137,27 @@ def test_core_imports_nothing_by_computed_name(path: Path) -> None:
         if isinstance(node, ast.Call) and isinstance(node.func, (ast.Attribute, ast.Name))
     }
     assert not called & {"import_module", "__import__"}, "such an import is invisible to Ansible and does not ship"
+
+
+@pytest.mark.parametrize("version", ["3.8", "3.9"])
+def test_core_is_imported_by_an_old_python(version: str) -> None:
+    home = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    candidates = [shutil.which(f"python{version}"), *sorted(home.glob(f"versions/{version}.*/bin/python{version}"))]
+    # A pyenv shim is found and does not run.
+    runs = [
+        path for path in candidates if path and subprocess.run([path, "-c", ""], capture_output=True).returncode == 0
+    ]
+    if not runs:
+        pytest.skip(f"no Python {version} on this machine")
+    names = [".".join(path.relative_to(PYTHON).with_suffix("").parts).removesuffix(".__init__") for path in CORE]
+    # __main__ is run, not imported.
+    program = "import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(name)"
+    arguments = [name for name in names if not name.endswith("__main__")]
+    done = subprocess.run(
+        [runs[0], "-c", program, *arguments],
+        env={"PYTHONPATH": str(PYTHON), "PYTHONDONTWRITEBYTECODE": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr

@@ -161,6 +161,19 @@ def test_an_application_finds_the_model_through_the_environment_file(machine: Ma
     assert done.stdout.strip() == str(machine.root / "models" / MODEL)
 
 
+def test_the_environment_file_is_for_its_owner_and_group(machine: Machine, applied: dict[str, Any]) -> None:
+    assert (machine.root / ".env").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("verb", ["plan", "probe", "verify", "doctor"])
+def test_the_other_verbs_answer_and_change_nothing(machine: Machine, applied: dict[str, Any], verb: str) -> None:
+    before = machine.listing()
+    done = machine.modelfleet(verb, "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(done.stdout)["verb"] == verb
+    assert machine.listing() == before
+
+
 def python_of(machine: Machine) -> Path:
     """Return the managed environment's interpreter."""
     return machine.root / "runtime" / "current" / "bin" / "python"

@@ -104,8 +104,17 @@ def install_test_extra() -> None:
     if sys.prefix == sys.base_prefix:
         raise click.ClickException("this Python is no virtual environment; start the tests with ./modelfleet test")
     heading("install the packages for the tests")
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    if run(*pip, "-e", ".[controller,test]").verdict != "passed":
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
+    done = subprocess.run(
+        [*pip, "-e", ".[controller,test]"],
+        cwd=CHECKOUT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    if done.returncode:
+        click.echo(done.stdout, err=True)
         raise click.ClickException("pip could not install the packages for the tests; its words are above")
     stamp.write_text(wanted, encoding="utf-8")
 
