@@ -17,6 +17,13 @@ from pathlib import Path
 BACKEND = """
 import base64, hashlib, os, zipfile
 
+def prepare_metadata_for_build_wheel(metadata_directory, config_settings=None):
+    name = "%(module)s-%(version)s.dist-info"
+    os.mkdir(os.path.join(metadata_directory, name))
+    with open(os.path.join(metadata_directory, name, "METADATA"), "w") as target:
+        target.write("Metadata-Version: 2.1\\nName: %(module)s\\nVersion: %(version)s\\n")
+    return name
+
 def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
     for step in range(1, 4):
         print(f"[{step}/3] Building C object {step}.c.o", flush=True)

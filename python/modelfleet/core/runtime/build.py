@@ -18,17 +18,25 @@ from ..errors import IntegrityError, RuntimeBuildError
 from ..fetch.package_index import PackageIndexSettings, download_distribution
 from ..jobs import Progress
 from ..privilege import Account, acting_as, dropping_to, environment_for
-from ..store.manifest import now, write_json
+from ..store.manifest import hold, now, write_json
 from ..store.tree import ensure_directory
 from .environment import MINIMUM_PYTHON, SCHEMA_VERSION, STATE, Wanted, installed_distributions, kept_wheel, pin_of
 
 PIP_WHEEL = "pip-25.3-py3-none-any.whl"
 PIP_SHA256 = "9655943313a94722b7774661c21049070f6bbb0a1516bf02f7c8d5d9201514cd"
-"""The pip that installs (Python 3.9 or newer); many systems' Python comes without one."""
+PIP_SIZE = 1778622
+"""The pip that installs (Python 3.9 or newer), in bytes; many systems' Python comes without one."""
 
 _KEPT_ENVIRONMENTS = 2
 _NINJA_STEP = re.compile(r"\s*\[(\d+)/(\d+)\]")
-_CAUSE = re.compile(r"error|fatal|could not|no matching|not found|no space", re.IGNORECASE)
+# Not -Werror, nor the name of a file.
+_CAUSE = re.compile(r"\berror[: ]|fatal|could not|no matching|not found|no space", re.IGNORECASE)
+# What tools say about the failure of others, after the cause.
+_CONSEQUENCE = re.compile(
+    r"subprocess-exited-with-error|failed to build|failed building|did not run successfully|encountered error while"
+    r"|error originates from|subcommand failed|build failed",
+    re.IGNORECASE,
+)
 
 
 class Package(NamedTuple):
@@ -67,14 +75,14 @@ class Builder:
         for folder in (wanted.path, wanted.environments, os.path.join(wanted.path, "wheelhouse")):
             ensure_directory(folder, self._owner)
         local = [self._take(given) for given in (package, brought_wheel) if given is not None]
-        with acting_as(self._owner):
+        lock = os.path.join(wanted.path, "lock")
+        with acting_as(self._owner), hold(lock, lambda: self._progress.update("waiting for another run's build")):
             self._remove(self._workshop)
             os.mkdir(self._workshop, 0o755)
             try:
                 package_path = self._store(local[0], self._workshop)
                 if brought_wheel is not None:
-                    os.makedirs(wanted.wheel_folder, exist_ok=True)
-                    self._store(local[1], wanted.wheel_folder)
+                    self._store(local[1], self._wheel_folder())
                 python = self._choose_python()
                 pip = self._fetch_pip()
                 wheel, compiled = kept_wheel(wanted.wheel_folder), False
@@ -112,8 +120,10 @@ class Builder:
         least = ".".join(map(str, MINIMUM_PYTHON))
         for candidate in candidates:
             test = f"import sys, venv; sys.exit(sys.version_info[:2] < {MINIMUM_PYTHON})"
-            if self._run([candidate, "-I", "-c", test], check=False)[0] == 0:
-                return candidate
+            # A name without a path is looked for now: what is recorded must mean the same in every later run.
+            path = shutil.which(candidate)
+            if path and self._run([os.path.abspath(path), "-I", "-c", test], check=False)[0] == 0:
+                return os.path.abspath(path)
         raise RuntimeBuildError(
             f"{self._owner.name} can run no Python {least} or newer with venv (tried {', '.join(candidates)})",
             "install one, or name it with inference_runtime_python",
@@ -122,7 +132,7 @@ class Builder:
     def _fetch_pip(self) -> str:
         self._progress.update("fetching pip")
         path = os.path.join(self._workshop, PIP_WHEEL)
-        download_distribution("pip", PIP_WHEEL, PIP_SHA256, path, self._settings)
+        download_distribution("pip", PIP_WHEEL, PIP_SHA256, path, self._settings, size_limit=PIP_SIZE)
         return path
 
     def _compile(self, python: str, pip: str) -> str:
@@ -142,13 +152,17 @@ class Builder:
             {"CMAKE_ARGS": arguments, "CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count() or 1)},
             lambda line: self._tell_ninja_step(step, line),
         )
-        built = glob.glob(os.path.join(out, "*.whl"))
+        built = glob.glob(os.path.join(glob.escape(out), "*.whl"))
         if len(built) != 1:
             raise RuntimeBuildError("compiling llama-cpp-python left no wheel", "run again with -vvv, and report it")
         with open(built[0], "rb") as source:
             content = source.read()
-        os.makedirs(wanted.wheel_folder, exist_ok=True)
-        return self._store((os.path.basename(built[0]), content), wanted.wheel_folder)
+        return self._store((os.path.basename(built[0]), content), self._wheel_folder())
+
+    def _wheel_folder(self) -> str:
+        os.makedirs(self._wanted.wheel_folder, exist_ok=True)
+        os.chmod(self._wanted.wheel_folder, 0o755)
+        return self._wanted.wheel_folder
 
     def _tell_ninja_step(self, step: str, line: str) -> None:
         match = _NINJA_STEP.match(line)
@@ -206,6 +220,7 @@ class Builder:
             self._remove(environment)
             raise
         temporary = f"{wanted.current}.{os.getpid()}"
+        self._remove(temporary)
         os.symlink(os.path.relpath(environment, wanted.path), temporary)
         os.replace(temporary, wanted.current)
 
@@ -281,17 +296,18 @@ class Builder:
                 encoding="utf-8",
                 errors="replace",
             )
-        except OSError as error:
+        except (OSError, subprocess.SubprocessError) as error:
             if check:
-                raise RuntimeBuildError(f"{command[0]} cannot be run: {error.strerror}", "install it") from None
+                raise RuntimeBuildError(f"{command[0]} cannot be run: {error}", "correct that, and run again") from None
             return 127, ""
-        assert process.stdout is not None
         tail: Deque[str] = deque(maxlen=200)
-        for line in process.stdout:
-            tail.append(line.rstrip())
-            if watch is not None:
-                watch(line)
-        status = process.wait()
+        with process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                tail.append(line.rstrip())
+                if watch is not None:
+                    watch(line)
+        status = process.returncode
         if check and status != 0:
             raise RuntimeBuildError(
                 f"{_describe(command)} failed with status {status}: {_cause(tail)}", "correct that, and run again"
@@ -299,8 +315,10 @@ class Builder:
         return status, "\n".join(tail)
 
     def _remove(self, path: str) -> None:
-        if os.path.lexists(path):
+        if os.path.isdir(path) and not os.path.islink(path):
             shutil.rmtree(path)
+        elif os.path.lexists(path):
+            os.unlink(path)
 
     def _forget_old_environments(self) -> None:
         """Keep the environment in use and the one before it, which is the way back."""
@@ -316,21 +334,23 @@ def _proved(wheel: str) -> str:
     with open(wheel, "rb") as content:
         expected, found = pin_of(wheel), hashlib.sha256(content.read()).hexdigest()
     if expected != found:
-        raise IntegrityError(wheel, f"sha256 {expected}", f"sha256 {found}")
+        raise RuntimeBuildError(f"{wheel} was changed since it was kept", "remove it, and run again")
     return wheel
 
 
 def _describe(command: Sequence[str]) -> str:
     words: List[str] = [os.path.basename(word) for word in command if not word.startswith("-")]
-    return " ".join(words[:3])
+    return " ".join(words[1:3] or words)
 
 
 def _cause(lines: Sequence[str]) -> str:
-    """Return the line that most likely tells why a tool failed."""
-    telling = [line.strip() for line in lines if _CAUSE.search(line)] or [
-        line.strip() for line in lines if line.strip()
-    ]
-    return telling[-1] if telling else "it printed nothing"
+    """Return the line that most likely tells why a tool failed, with the next where it only announces that."""
+    said = [line.strip() for line in lines if line.strip()]
+    telling = [number for number, line in enumerate(said) if _CAUSE.search(line) and not _CONSEQUENCE.search(line)]
+    if not telling:
+        return said[-1] if said else "it printed nothing"
+    last = telling[-1]
+    return " ".join(said[last : last + 2]) if said[last].endswith(":") else said[last]
 
 
 def _write(path: str, content: bytes) -> None:

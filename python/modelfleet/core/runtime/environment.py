@@ -7,7 +7,8 @@
       environments/KEY/                a virtual environment; KEY-2, KEY-3: made anew after somebody changed it
         modelfleet-runtime.json        what was installed, and from what
       wheelhouse/BUILD/                wheels compiled for this kind of host, each with its .sha256
-      build/                           while a build runs
+      build/                           while a build runs, with
+      lock                             held
 
 KEY is made of everything that was asked for, so an environment is never
 changed: another is built beside it.
@@ -89,7 +90,8 @@ def inspect(wanted: Wanted) -> State:
 
 def kept_wheel(folder: str) -> Optional[str]:
     """Return the path of the wheel that ``folder`` keeps together with its hash, if there is one."""
-    wheels = [path for path in sorted(glob.glob(os.path.join(folder, "*.whl"))) if os.path.exists(path + ".sha256")]
+    found = sorted(glob.glob(os.path.join(glob.escape(folder), "*.whl")))
+    wheels = [path for path in found if os.path.exists(path + ".sha256")]
     return wheels[0] if wheels else None
 
 
@@ -104,14 +106,14 @@ def read_state(environment: str) -> Optional[Dict[str, Any]]:
     try:
         with open(os.path.join(environment, STATE), encoding="utf-8") as source:
             state: Dict[str, Any] = json.load(source)
-            return state
+            return state if isinstance(state, dict) and isinstance(state.get("python"), dict) else None
     except (OSError, ValueError):
         return None
 
 
 def installed_distributions(environment: str) -> List[str]:
     """Return ``name-version`` of every distribution in a virtual environment, sorted, from the names of its folders."""
-    folders = glob.glob(os.path.join(environment, "lib", "python3*", "site-packages", "*.dist-info"))
+    folders = glob.glob(os.path.join(glob.escape(environment), "lib", "python3*", "site-packages", "*.dist-info"))
     return sorted(os.path.basename(folder)[: -len(".dist-info")] for folder in folders)
 
 
@@ -129,7 +131,7 @@ def _differences(wanted: Wanted) -> List[str]:
         return ["the environment has no record"]
     if state.get("key") != wanted.key:
         return ["another environment is in use"]
-    python = state.get("python", {})
+    python = state["python"]
     if not os.access(os.path.join(wanted.current, "bin", "python"), os.X_OK) or os.path.realpath(
         python.get("executable", "")
     ) != python.get("real_executable"):

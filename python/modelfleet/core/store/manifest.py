@@ -17,7 +17,7 @@ import json
 import os
 import stat
 import time
-from typing import Any, Callable, Dict, Iterator, NamedTuple, Optional
+from typing import Any, Callable, ContextManager, Dict, Iterator, NamedTuple, Optional
 
 from ..errors import ModelfleetError
 from .layout import STATE
@@ -113,13 +113,17 @@ def sync_directory(path: str) -> None:
         os.close(descriptor)
 
 
+def locked(store_path: str, waiting: Optional[Callable[[], None]] = None) -> ContextManager[None]:
+    """Hold the store's lock, see ``hold``."""
+    return hold(os.path.join(store_path, LOCK), waiting)
+
+
 @contextlib.contextmanager
-def locked(store_path: str, waiting: Optional[Callable[[], None]] = None) -> Iterator[None]:
-    """Hold the store's lock: one writer at a time on this host; a holder that dies lets go of it.
+def hold(path: str, waiting: Optional[Callable[[], None]] = None) -> Iterator[None]:
+    """Hold the lock file ``path``: one holder at a time on this host; a holder that dies lets go of it.
 
     ``waiting`` is called once where somebody else holds it, before the wait.
     """
-    path = os.path.join(store_path, LOCK)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
         try:

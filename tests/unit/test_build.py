@@ -1,0 +1,455 @@
+"""Building and installing the managed environment: real venv, real pip, hash-checked, from a folder of tiny packages.
+
+A source archive that builds itself stands for llama-cpp-python's; all else is what a host does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import stat
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from modelfleet import packaging
+from modelfleet.core.errors import FetchError, IntegrityError, ModelfleetError, RuntimeBuildError, UnsafePathError
+from modelfleet.core.fetch.package_index import PackageIndexSettings, download_distribution
+from modelfleet.core.jobs import Progress
+from modelfleet.core.privilege import Account, acting_as, current_account, find_account
+from modelfleet.core.runtime import build as build_module
+from modelfleet.core.runtime.build import PIP_SHA256, PIP_WHEEL, Builder, Package
+from modelfleet.core.runtime.environment import STATE, Wanted, inspect, kept_wheel, read_state
+from modelfleet.core.runtime.resolver import Build
+from support.grounds import account_folder, needs_root
+from support.index import make_source, make_wheel, sha256
+
+FLAGS = ("-DGGML_NATIVE=OFF", "-DGGML_AVX2=OFF")
+BUILD = Build("0.0.1", "cpu", FLAGS, "linux_x86_64", "glibc2.36")
+
+
+@pytest.fixture(scope="session")
+def pip_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the pip that hosts install with, from the index that this machine is set to use."""
+    path = tmp_path_factory.mktemp("pip") / PIP_WHEEL
+    try:
+        settings = PackageIndexSettings.from_environment(os.environ)
+        download_distribution("pip", PIP_WHEEL, PIP_SHA256, str(path), settings)
+    except FetchError as error:
+        pytest.skip(f"no package index that has pip can be reached: {error}")
+    return path
+
+
+class Recorder(Progress):
+    """Keeps what is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[Any, ...]] = []
+
+    def update(self, *arguments: Any) -> None:
+        self.told.append(arguments)
+
+    @property
+    def steps(self) -> list[str]:
+        """Return the steps in their order, each once."""
+        return list(dict.fromkeys(told[0] for told in self.told))
+
+
+@dataclass
+class Host:
+    """A host's runtime folder, an owner, and all packages that it may install."""
+
+    root: Path
+    owner: Account
+    source_name: str = "llama_cpp_python-0.0.1.tar.gz"
+    modelfleet: packaging.Wheel = field(default_factory=packaging.build_wheel)
+    progress: Recorder = field(default_factory=Recorder)
+
+    @property
+    def index(self) -> Path:
+        return self.root / "index"
+
+    @property
+    def runtime(self) -> Path:
+        return self.root / "base" / "runtime"
+
+    def package(self) -> Package:
+        """Bring modelfleet's own wheel."""
+        path = self.root / self.modelfleet.filename
+        path.write_bytes(self.modelfleet.content)
+        return Package(str(path), self.modelfleet.sha256)
+
+    def requirement(self, name: str, file: str, digest: str | None = None) -> str:
+        """Return a requirement with its hash."""
+        return f"{name} --hash=sha256:{digest or sha256(self.index / file)}\n"
+
+    def wanted(self, **changes: Any) -> Wanted:
+        """Return what the environment shall hold."""
+        wanted = Wanted(
+            path=str(self.runtime),
+            python="",
+            requirements=self.requirement("tiny-dep==1.0", "tiny_dep-1.0-py3-none-any.whl"),
+            build_requirements=self.requirement("tiny-tool==1.0", "tiny_tool-1.0-py3-none-any.whl"),
+            source_requirement=self.requirement("llama-cpp-python==0.0.1", self.source_name),
+            build=BUILD,
+            package_sha256=self.modelfleet.sha256,
+        )
+        return wanted._replace(**changes)
+
+    def converge(self, brought: Package | None = None, **changes: Any) -> tuple[str, bool]:
+        """Build and install."""
+        self.progress = Recorder()
+        settings = PackageIndexSettings((), (str(self.index),))
+        return Builder(self.wanted(**changes), self.owner, settings, self.progress).converge(self.package(), brought)
+
+    def in_use(self) -> str:
+        """Return the folder of the environment in use."""
+        return os.path.realpath(self.runtime / "current")
+
+    def run(self, program: str) -> str:
+        """Run a program in the environment in use, as anybody."""
+        python = str(self.runtime / "current" / "bin" / "python")
+        done = subprocess.run([python, "-I", "-c", program], capture_output=True, text=True, check=True, cwd="/")
+        return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def host(pip_wheel: Path) -> Iterator[Host]:
+    """Return a host with everything to install from; what the tests install stays for the next."""
+    owner = find_account("nobody") if os.geteuid() == 0 else current_account()
+    host = Host(Path(tempfile.mkdtemp(prefix="modelfleet-test-", dir=os.path.realpath("/tmp"))), owner)
+    host.root.chmod(0o755)
+    host.index.mkdir()
+    shutil.copy(pip_wheel, host.index)
+    make_wheel(host.index, "tiny-tool")
+    make_wheel(host.index, "tiny-dep")
+    make_wheel(host.index, "tiny-needy", requires="not-there>=1")
+    make_source(host.index, "llama-cpp-python", "0.0.1")
+    yield host
+    shutil.rmtree(host.root)
+
+
+@pytest.fixture(scope="module")
+def built(host: Host) -> Host:
+    """Return the host after its first run, under the worst umask, with a secret in the environment of the run."""
+    before = os.umask(0)
+    os.environ["SECRET"] = "canary"
+    try:
+        wheel, compiled = host.converge()
+    finally:
+        os.umask(before)
+        del os.environ["SECRET"]
+    assert compiled and wheel == kept_wheel(host.wanted().wheel_folder)
+    return host
+
+
+class TestFirstRun:
+    def test_it_is_as_wanted_then(self, built: Host) -> None:
+        assert inspect(built.wanted()).reasons == ()
+        assert os.readlink(built.runtime / "current") == f"environments/{built.wanted().key}"
+
+    def test_the_record_says_what_was_installed_and_from_what(self, built: Host) -> None:
+        state = read_state(str(built.runtime / "current"))
+        assert state is not None and state["distributions"] == [
+            "llama_cpp_python-0.0.1",
+            f"modelfleet-{packaging.__version__}",
+            "tiny_dep-1.0",
+        ]
+        assert state["backend"] == "cpu" and state["cmake_arguments"] == list(FLAGS)
+        assert state["key"] == built.wanted().key and state["build"] == BUILD.key
+
+    def test_it_was_compiled_with_the_flags_by_an_account_without_rights_or_secrets(self, built: Host) -> None:
+        program = "import llama_cpp_python, pathlib; p = pathlib.Path(llama_cpp_python.__file__).parent; "
+        assert built.run(program + "print((p / 'flags.txt').read_text())") == " ".join(FLAGS)
+        assert built.run(program + "print((p / 'built.txt').read_text())") == f"{built.owner.uid} no secret"
+
+    def test_applications_import_modelfleet_from_it(self, built: Host) -> None:
+        assert built.run("from modelfleet.config import ModelConfig; print(ModelConfig.__name__)") == "ModelConfig"
+        assert built.run("import modelfleet.core.inference.proof, modelfleet; print(modelfleet.__version__)") == (
+            packaging.__version__
+        )
+
+    def test_everything_is_the_owners_and_nobody_else_can_write_there(self, built: Host) -> None:
+        found = list(built.runtime.rglob("*"))
+        assert len(found) > 100
+        for path in [built.runtime, *found]:
+            status = path.lstat()
+            assert status.st_uid == built.owner.uid, path
+            assert path.is_symlink() or status.st_mode & 0o022 == 0, (path, oct(status.st_mode))
+            assert path.is_symlink() or status.st_mode & 0o004, f"nobody else can read {path}"
+
+    def test_nothing_of_the_work_is_left(self, built: Host) -> None:
+        assert sorted(os.listdir(built.runtime)) == ["current", "environments", "lock", "wheelhouse"]
+        assert os.listdir(built.runtime / "environments") == [os.path.basename(built.in_use())]
+
+    def test_the_environment_has_no_pip(self, built: Host) -> None:
+        assert not [name for name in os.listdir(Path(built.in_use()) / "bin") if name.startswith("pip")]
+
+
+class TestLaterRuns:
+    """Each starts from an environment that works."""
+
+    @pytest.fixture(autouse=True)
+    def intact(self, built: Host) -> Iterator[None]:
+        """After each test the environment still works and no work is left."""
+        yield
+        assert built.run("import llama_cpp_python, tiny_dep, modelfleet; print('works')") == "works"
+        assert sorted(os.listdir(built.runtime)) == ["current", "environments", "lock", "wheelhouse"]
+
+    def refused(self, host: Host, kind: type[ModelfleetError] = RuntimeBuildError, **arguments: Any) -> str:
+        """Return the one line about a run that fails; nothing may have changed."""
+        before = (host.in_use(), sorted(os.listdir(host.runtime / "environments")))
+        with pytest.raises(kind) as caught:
+            host.converge(**arguments)
+        assert (host.in_use(), sorted(os.listdir(host.runtime / "environments"))) == before
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    def test_a_wrong_hash_of_a_requirement(self, built: Host) -> None:
+        wrong = built.requirement("tiny-dep==1.0", "", "0" * 64)
+        message = self.refused(built, requirements=wrong)
+        assert message.startswith("pip install failed with status 1: ERROR: THESE PACKAGES DO NOT MATCH THE HASHES")
+
+    @pytest.mark.long
+    def test_a_requirement_without_a_hash(self, built: Host) -> None:
+        message = self.refused(built, requirements="tiny-dep==1.0\n")
+        assert "Hashes are required in --require-hashes mode" in message
+
+    def test_a_requirement_that_no_index_has(self, built: Host) -> None:
+        missing = built.requirement("not-there==1.0", "", "0" * 64)
+        message = self.refused(built, requirements=missing)
+        assert message == (
+            "pip install failed with status 1: ERROR: No matching distribution found for not-there==1.0; "
+            "correct that, and run again"
+        )
+
+    @pytest.mark.long
+    def test_a_requirement_whose_own_are_not_met(self, built: Host) -> None:
+        needy = built.requirement("tiny-needy==1.0", "tiny_needy-1.0-py3-none-any.whl")
+        assert "not-there" in self.refused(built, requirements=needy)
+
+    def test_a_wrong_hash_of_the_source(self, built: Host) -> None:
+        other = BUILD._replace(version="0.0.2")
+        wrong = built.requirement("llama-cpp-python==0.0.1", "", "0" * 64)
+        message = self.refused(built, build=other, source_requirement=wrong)
+        assert "THESE PACKAGES DO NOT MATCH THE HASHES" in message
+        assert not os.path.exists(built.wanted(build=other).wheel_folder)
+
+    @pytest.mark.long
+    def test_a_wrong_hash_of_a_tool(self, built: Host) -> None:
+        wrong = built.requirement("tiny-tool==1.0", "", "0" * 64)
+        message = self.refused(built, build=BUILD._replace(version="0.0.2"), build_requirements=wrong)
+        assert "THESE PACKAGES DO NOT MATCH THE HASHES" in message
+
+    def test_a_source_that_does_not_compile(self, built: Host) -> None:
+        make_source(built.index, "llama-cpp-python", "0.0.3", broken=True)
+        requirement = built.requirement("llama-cpp-python==0.0.3", "llama_cpp_python-0.0.3.tar.gz")
+        message = self.refused(built, build=BUILD._replace(version="0.0.3"), source_requirement=requirement)
+        assert message == (
+            "pip wheel failed with status 1: fatal error: ggml.h: No such file or directory; "
+            "correct that, and run again"
+        )
+        steps = [told for told in built.progress.told if told[-1:] == ("steps",)]
+        assert steps == [("compiling llama-cpp-python 0.0.3 for cpu", None, n, 3, "steps") for n in (1, 2, 3)]
+
+    def test_modelfleets_own_wheel_is_another(self, built: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+        package = built.package()
+        monkeypatch.setattr(built, "package", lambda: package._replace(sha256="0" * 64))
+        message = self.refused(built, IntegrityError)
+        assert message.startswith(f"modelfleet-{packaging.__version__}-py3-none-any.whl: expected sha256 {'0' * 64}")
+
+    def test_no_pip_to_be_had(self, built: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+        moved = (built.index / PIP_WHEEL).rename(built.root / PIP_WHEEL)
+        try:
+            message = self.refused(built, FetchError)
+        finally:
+            moved.rename(built.index / PIP_WHEEL)
+        assert message.startswith(f"{PIP_WHEEL} of the package pip could not be fetched (no index is configured)")
+
+    @pytest.mark.parametrize("python", ["/no/such/python", "no-such-python", "/bin/false", "/etc/passwd"])
+    def test_no_python(self, built: Host, python: str) -> None:
+        assert self.refused(built, python=python) == (
+            f"{built.owner.name} can run no Python 3.9 or newer with venv (tried {python}); "
+            "install one, or name it with inference_runtime_python"
+        )
+
+    def test_a_kept_wheel_that_was_changed(self, built: Host) -> None:
+        wheel = Path(built.wanted().wheel_folder) / "llama_cpp_python-0.0.1-py3-none-any.whl"
+        content = wheel.read_bytes()
+        wheel.write_bytes(content + b"x")
+        try:
+            message = self.refused(built, python="python3")
+        finally:
+            wheel.write_bytes(content)
+        assert message == f"{wheel} was changed since it was kept; remove it, and run again"
+
+    @needs_root
+    def test_a_runtime_of_a_strangers(self, built: Host, stranger: Account) -> None:
+        os.chown(built.runtime, stranger.uid, stranger.gid)
+        try:
+            with pytest.raises(UnsafePathError, match=f"belongs to uid {stranger.uid}"):
+                built.converge()
+        finally:
+            os.chown(built.runtime, built.owner.uid, built.owner.gid)
+
+    def test_what_was_installed_by_hand_is_put_right_without_compiling(self, built: Host) -> None:
+        before = built.in_use()
+        stray = Path(before) / f"lib/{os.listdir(Path(before) / 'lib')[0]}/site-packages/stray-1.0.dist-info"
+        stray.mkdir()
+        os.chown(stray, built.owner.uid, built.owner.gid)
+        assert inspect(built.wanted()).reasons == ("stray-1.0 was installed by hand",)
+        # The damaged one serves until the new one is complete.
+        self.refused(built, IntegrityError, brought=Package(str(built.index / PIP_WHEEL), "0" * 64))
+        _, compiled = built.converge()
+        assert not compiled and built.in_use() != before
+        assert inspect(built.wanted()).reasons == ()
+        assert not any(step.startswith("compiling") for step in built.progress.steps)
+
+
+class TestBroughtWheel:
+    """A wheel from the controller's wheelhouse is installed instead of being compiled."""
+
+    def test_it_is_kept_and_installed(self, built: Host) -> None:
+        wheel = make_wheel(built.root / "brought", "llama-cpp-python", "0.0.1", {"llama_cpp_python/brought.txt": b""})
+        build = BUILD._replace(libc="glibc9.9")
+        with pytest.raises(IntegrityError, match=f"^{wheel.name}: expected sha256 {'0' * 64}, found"):
+            built.converge(Package(str(wheel), "0" * 64), build=build)
+        assert kept_wheel(built.wanted(build=build).wheel_folder) is None
+        kept, compiled = built.converge(Package(str(wheel), sha256(wheel)), build=build)
+        assert not compiled and Path(kept).read_bytes() == wheel.read_bytes()
+        assert os.stat(os.path.dirname(kept)).st_uid == built.owner.uid
+        program = "import llama_cpp_python, os; print(os.listdir(os.path.dirname(llama_cpp_python.__file__)))"
+        assert "brought.txt" in built.run(program)
+
+    def test_two_environments_are_kept(self, built: Host) -> None:
+        """The one in use, and the one before it; whatever else lies there is no obstacle."""
+        before = built.in_use()
+        (built.runtime / "environments" / "stray").touch()
+        os.chown(built.runtime / "environments" / "stray", built.owner.uid, built.owner.gid)
+        built.converge(requirements="")
+        assert len(os.listdir(built.runtime / "environments")) == 2
+        built.converge()
+        assert os.path.isdir(built.in_use()) and built.in_use() != before
+        assert len(os.listdir(built.runtime / "environments")) == 2
+
+
+def test_the_python_that_is_named_is_found_in_the_path_once(built: Host) -> None:
+    built.converge(python="python3" if shutil.which("python3", path="/usr/bin") else shutil.which("python3"))
+    state = json.loads((built.runtime / "current" / STATE).read_text())
+    assert os.path.isabs(state["python"]["executable"])
+    assert inspect(built.wanted(python="python3")).reasons == ()
+
+
+def test_another_runs_build_is_waited_for(built: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+    monkeypatch.setattr(Builder, "_choose_python", lambda self: pytest.fail("enough"))
+    reader, writer = os.pipe()
+    holder = os.fork()
+    if holder == 0:
+        try:
+            with acting_as(built.owner), build_module.hold(str(built.runtime / "lock")):
+                os.write(writer, b"held")
+                time.sleep(60)
+        finally:
+            os._exit(0)
+    os.close(writer)
+    os.read(reader, 4)
+
+    class LetGo(Progress):
+        def update(self, step: str, *_: Any) -> None:
+            told.append(step)
+            os.kill(holder, 9)
+
+    settings = PackageIndexSettings((), (str(built.index),))
+    with pytest.raises(pytest.fail.Exception, match="enough"):
+        Builder(built.wanted(), built.owner, settings, LetGo()).converge(built.package(), None)
+    os.waitpid(holder, 0)
+    os.close(reader)
+    assert told == ["waiting for another run's build"]
+
+
+def test_nothing_is_built_as_root(host: Host) -> None:
+    with pytest.raises(RuntimeBuildError) as caught:
+        Builder(host.wanted(), find_account("root"), PackageIndexSettings(()), Progress())
+    assert str(caught.value) == (
+        "the inference runtime would be compiled and installed as root; set model_store_owner to another account"
+    )
+
+
+@needs_root
+def test_an_owner_who_plants_a_symlink_gains_nothing(host: Host, ground: Path, owner: Account) -> None:
+    (ground / "treasure").mkdir(mode=0o700)
+    account_folder(ground / "base", owner)
+    (ground / "base/runtime").symlink_to(ground / "treasure")
+    os.lchown(ground / "base/runtime", owner.uid, owner.gid)
+    wanted = host.wanted(path=str(ground / "base/runtime"))
+    with pytest.raises(UnsafePathError, match="is a symlink that another account"):
+        Builder(wanted, owner, PackageIndexSettings(()), Progress()).converge(host.package(), None)
+    assert stat.S_IMODE((ground / "treasure").stat().st_mode) == 0o700 and os.listdir(ground / "treasure") == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (PackageIndexSettings(("https://a", "https://b", "https://c")), ("", "https://a", "https://b https://c")),
+        (PackageIndexSettings(()), ("1", None, None)),
+    ],
+)
+def test_pip_asks_where_we_ask(settings: PackageIndexSettings, expected: tuple[str | None, ...], host: Host) -> None:
+    builder = Builder(host.wanted(), find_account("nobody"), settings, Progress())
+    environment = builder._index_environment()
+    names = ("PIP_NO_INDEX", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL")
+    assert tuple(environment.get(name) or (None if name != "PIP_NO_INDEX" else "") for name in names) == expected
+    assert environment["PIP_CONFIG_FILE"] == os.devnull
+
+
+def test_the_named_certificates_reach_every_tool(host: Host) -> None:
+    settings = PackageIndexSettings(("https://a",), ("/wheels", "/more"), "/ca.pem", "http://proxy:1")
+    environment = Builder(host.wanted(), find_account("nobody"), settings, Progress())._index_environment()
+    assert {name for name, value in environment.items() if value == "/ca.pem"} == {
+        "PIP_CERT",
+        "SSL_CERT_FILE",
+        "REQUESTS_CA_BUNDLE",
+        "CURL_CA_BUNDLE",
+    }
+    assert environment["PIP_PROXY"] == "http://proxy:1" and environment["PIP_FIND_LINKS"] == "/wheels /more"
+
+
+def test_the_size_of_pip_is_its_size(pip_wheel: Path) -> None:
+    assert pip_wheel.stat().st_size == build_module.PIP_SIZE
+    assert hashlib.sha256(pip_wheel.read_bytes()).hexdigest() == PIP_SHA256
+
+
+@pytest.mark.parametrize(
+    ("said", "cause"),
+    [
+        ("", "it printed nothing"),
+        ("one\n\n two \n\n", "two"),
+        (
+            "ERROR: Could not find a version that satisfies x\nERROR: No matching distribution found for x\n",
+            "ERROR: No m",
+        ),
+        (
+            "/build/ggml.c:1:10: fatal error: x.h: No such file or directory\n"
+            "[2/9] cc -Werror=vla -c ggml-error.cpp\nninja: build stopped: subcommand failed.\n"
+            "*** CMake build failed\nerror: subprocess-exited-with-error\n"
+            "x Building wheel for llama-cpp-python (pyproject.toml) did not run successfully.\n"
+            "ERROR: Failed building wheel for llama-cpp-python\n",
+            "/build/ggml.c:1:10: fatal error: x.h: No such file or directory",
+        ),
+        (
+            "CMake Error at CMakeLists.txt:5 (message):\n  A newer compiler is needed.\n\n",
+            "CMake Error at CMakeLists.txt:5 (message): A newer compiler is needed.",
+        ),
+        ("ERROR: [Errno 28] No space left on device\nWARNING: retry\n", "ERROR: [Errno 28] No space left on device"),
+    ],
+)
+def test_the_cause_of_a_failure_is_told_not_its_consequences(said: str, cause: str) -> None:
+    assert build_module._cause(said.splitlines()).startswith(cause)
