@@ -9,9 +9,10 @@ DOCUMENTATION = r"""
 module: modelfleet_hardware_info
 short_description: Probe the hardware of a host
 description:
-  - Reads processors, memory, storage, operating system and display devices from C(/proc) and C(/sys),
+  - Reads processors, memory, storage, operating system, GPUs and the state of their driver from C(/proc) and C(/sys),
     and returns them as the fact C(modelfleet_hardware).
-  - Needs no privileges and starts no process on Linux. On macOS it asks C(sysctl) and C(sw_vers).
+  - Needs no privileges. On Linux it starts a process only where there is a GPU, such as C(nvidia-smi), each with a
+    limit of time. On macOS it asks C(sysctl), C(sw_vers) and C(system_profiler).
   - What cannot be read is V(null), with the reason in C(unknown) under its dotted name. Nothing is guessed.
 version_added: "0.1.0"
 author:
@@ -29,6 +30,16 @@ options:
       - Directory that holds a recorded C(/proc) and C(/sys). V(/) is the running machine.
     type: path
     default: /
+  capture:
+    description:
+      - Also return all that was read of the running machine, as C(capture), for C(modelfleet probe --replay).
+    type: bool
+    default: false
+  unmasked:
+    description:
+      - Leave serial numbers, unique ids, host and account names, MAC and IP addresses in the capture.
+    type: bool
+    default: false
 attributes:
   check_mode:
     description: Can run in check mode and return the same result.
@@ -63,6 +74,14 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+capture:
+  description: What was read, in the form that docs/hardware.md describes.
+  returned: when O(capture) is true
+  type: dict
+  sample:
+    format: modelfleet-capture
+    format_version: 1
+    masked: true
 ansible_facts:
   description: The fact that the roles read.
   returned: success
@@ -70,8 +89,9 @@ ansible_facts:
   contains:
     modelfleet_hardware:
       description:
-        - C(accelerators), C(cpu), C(memory), C(storage), C(os), C(python) and C(account) of the host;
-          C(unknown) with the reasons for what could not be read; C(probed_at); C(schema_version).
+        - C(accelerators), C(accelerator_driver), C(cpu), C(memory), C(storage), C(os), C(python) and C(account) of
+          the host; C(unknown) with the reasons for what could not be read; C(sources) with where the rest was read;
+          C(probed_at); C(schema_version). docs/schemas/hardware-profile.schema.json describes it.
         - Sizes are whole bytes, times RFC 3339 in UTC.
       type: dict
       sample:
@@ -82,14 +102,21 @@ ansible_facts:
           physical_cores: 16
         accelerators:
           - vendor: nvidia
+            name: NVIDIA GeForce RTX 4090
             driver: nvidia
+            driver_version: "580.95.05"
+            compute_capability: "8.9"
             pci:
               address: "0000:01:00.0"
+            memory:
+              total_bytes: 25757220864
+              unified: false
         unknown:
           storage.kind: vda is a virtual disk; its host does not tell what it lies on
 """
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.modelfleet.core.hardware.capture import capture
 from ansible.module_utils.modelfleet.core.hardware.probe import probe
 from ansible.module_utils.modelfleet.core.hardware.profile import profile_to_dict
 from ansible.module_utils.modelfleet.core.store.layout import resolve_store_path
@@ -99,6 +126,8 @@ def get_argument_spec() -> dict:
     return {
         "model_root": {"type": "path", "default": ""},
         "root": {"type": "path", "default": "/"},
+        "capture": {"type": "bool", "default": False},
+        "unmasked": {"type": "bool", "default": False},
     }
 
 
@@ -106,7 +135,10 @@ def main() -> None:
     module = AnsibleModule(argument_spec=get_argument_spec(), supports_check_mode=True)
     model_root = resolve_store_path(module.params["model_root"])
     profile = profile_to_dict(probe(model_root, root=module.params["root"]))
-    module.exit_json(changed=False, ansible_facts={"modelfleet_hardware": profile})
+    record = {}
+    if module.params["capture"]:
+        record["capture"] = capture(model_root, profile["probed_at"], unmasked=module.params["unmasked"])
+    module.exit_json(changed=False, ansible_facts={"modelfleet_hardware": profile}, **record)
 
 
 if __name__ == "__main__":

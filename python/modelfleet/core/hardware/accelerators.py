@@ -75,7 +75,7 @@ class Accelerators:
         taken: List[int] = []
         for order, facts in enumerate(gpus):
             found = self._find(positions, taken, facts)
-            if found is None and alike and not facts.get("pci.address"):
+            if found is None and alike and positions[order] not in taken and self._may_be(positions[order], facts):
                 found = positions[order]
             if found is None:
                 if complete and not facts.get("pci.address"):
@@ -83,6 +83,12 @@ class Accelerators:
                 found = self.add(vendor, {}, source)
             taken.append(found)
             self.apply(found, facts, source)
+
+    def _may_be(self, position: int, facts: Facts) -> bool:
+        """Tell whether nothing says that the GPU at ``position`` is another one than a tool's."""
+        item = self.items[position]
+        address = item.pci.address if item.pci is not None else None
+        return address is None or facts.get("pci.address") in (None, address)
 
     def _find(self, positions: List[int], taken: List[int], facts: Facts) -> Optional[int]:
         for position in positions:
@@ -248,6 +254,8 @@ def special_reason(item: Accelerator, name: str) -> Optional[str]:
     """Return why a field in particular is not known, None where the reason is that of the whole GPU."""
     if name.startswith("memory.") and item.memory.unified:
         return "unified with main memory"
+    if name.startswith("mig.slices."):
+        return "only nvidia-smi -L tells" if name.endswith((".uuid", ".profile")) else "only nvidia-smi -q tells"
     if name == "memory.budget_bytes" and item.mig is not None and item.mig.enabled:
         return "the memory of its MIG devices is not known"
     if name == "memory.free_bytes" and item.memory.total_bytes is None:

@@ -3,7 +3,6 @@
 sysctl names: https://developer.apple.com/documentation/kernel/1387446-sysctlbyname/determining_system_capabilities
 """
 
-import os
 from typing import Dict, List, Optional, Tuple
 
 from ..errors import HardwareOutputError
@@ -11,7 +10,6 @@ from . import apple
 from .facts import Facts, apply
 from .profile import Accelerator, Cache, CoreKind, Cpu, Memory, OperatingSystem, PcieLink, Storage
 from .sources import OK, SLOW, Sources
-from .storage import nearest_existing
 
 # A name that a version of macOS does not have is left out, and the rest is printed all the same.
 SYSCTL = ("/usr/sbin/sysctl", "hw", "machdep.cpu", "kern.osrelease", "kern.bootsessionuuid", "kern.hv_vmm_present")
@@ -172,23 +170,14 @@ def part_reason(item: Accelerator, part: str, name: str) -> str:
     return "unified with main memory" if item.memory.unified else "system_profiler does not tell"
 
 
-def read_storage(model_root: str, live: bool, unknown: Dict[str, str]) -> Storage:
+def read_storage(sources: Sources, model_root: str, unknown: Dict[str, str]) -> Storage:
     """Return the space on the file system of ``model_root``; what it lies on is not asked."""
+    volume = sources.volume(model_root)
     storage = Storage(path=model_root)
-    reason = "a record has no live file system"
-    if live:
-        storage.existing_path = nearest_existing(model_root)
-        try:
-            usage = os.statvfs(storage.existing_path or "/")
-        except OSError as error:
-            reason = f"{storage.existing_path}: {error.strerror}"
-        else:
-            storage.total_bytes = usage.f_blocks * usage.f_frsize
-            storage.free_bytes = usage.f_bavail * usage.f_frsize
-            storage.inodes_free = usage.f_favail
     for name in ("existing_path", "total_bytes", "free_bytes", "inodes_free"):
-        if getattr(storage, name) is None:
-            unknown[f"storage.{name}"] = reason
+        setattr(storage, name, getattr(volume, name))
+        if getattr(volume, name) is None:
+            unknown[f"storage.{name}"] = volume.problem
     for name in ("mount_point", "file_system", "device", "kind"):
         unknown[f"storage.{name}"] = "not asked on macOS"
     return storage

@@ -28,6 +28,8 @@ DRIVER_DIRECTORY = "/proc/driver/nvidia"
 # Where there are GPUs of NVIDIA's though no PCI bus shows them: containers, WSL, boards with a GPU in the processor.
 SIGNS = (DRIVER_DIRECTORY, "/dev/nvidiactl", "/dev/dxg", "/proc/device-tree/compatible")
 
+WITHOUT_MIG = ("8.6", "8.9", "12.1")
+
 
 class SmiReport(NamedTuple):
     """What nvidia-smi came to: (source, GPUs) of each output, and what kept it from more."""
@@ -59,8 +61,11 @@ class _Smi:
         self.problem = ""
         self.last: Optional[CommandResult] = None
 
-    def ask(self, arguments: Tuple[str, ...]) -> Optional[str]:
-        """Return an output, None where there is none. Raises _StopError where there will be none to anything."""
+    def ask(self, arguments: Tuple[str, ...], optional: bool = False) -> Optional[str]:
+        """Return an output, None where there is none. Raises _StopError where there will be none to anything.
+
+        ``optional``: not all drivers know these arguments, so that a refusal says nothing.
+        """
         result = self.last = self.sources.run(arguments, TIMEOUT_SECONDS)
         if result.status == OK:
             return result.output
@@ -70,15 +75,18 @@ class _Smi:
         if result.status == ABSENT:
             self.problem = self.problem or "nvidia-smi is not there"
             return None
-        self.problem = nvidia_smi.complaint(result)
         if nvidia_smi.is_mismatch(result):
+            self.problem = nvidia_smi.complaint(result)
             raise _StopError
+        if optional:
+            return None
+        self.problem = nvidia_smi.complaint(result)
         # A GPU that fell off the bus makes it fail though it tells of the others.
         return result.output if "<gpu" in result.output or "," in result.output else None
 
     def query(self) -> List[Facts]:
         """Return the GPUs by ``--query-gpu``, asked only for what this driver lists."""
-        listed = nvidia_smi.parse_help(self.ask(HELP) or "")
+        listed = nvidia_smi.parse_help(self.ask(HELP, optional=True) or "")
         fields = [name for name in (*nvidia_smi.QUERY, *nvidia_smi.QUERY_MORE) if name in listed]
         if not {"name", "uuid", "pci.bus_id"} & set(fields):
             return []
@@ -102,21 +110,18 @@ class _Smi:
     def read_all(self) -> None:
         """Ask for all that is needed and no more. Raises _StopError."""
         gpus = self.query()
-        cuda = nvidia_smi.parse_version(self.ask(VERSION) or "").get("cuda") if gpus else None
-        cut = any(gpu.get("mig.enabled") for gpu in gpus)
-        if cuda and not cut:
-            self.found.append((" ".join(VERSION), [{"index": gpu["index"], "runtime_version": cuda} for gpu in gpus]))
-            return
-        detailed = self.read(nvidia_smi.parse_xml, XML) or self.read(nvidia_smi.parse_text, TEXT)
-        cut = cut or any(gpu.get("mig.enabled") for gpu in detailed)
-        if cut or not (gpus or detailed):
-            self.read(lambda text: nvidia_smi.list_facts(nvidia_smi.parse_list(text)), LIST)
-        if cuda is None:
-            cuda = nvidia_smi.parse_version(self.ask(VERSION) or "").get("cuda")
-        if cuda:
-            everything = gpus or detailed or (self.found[-1][1] if self.found else [])
-            versions = [{"index": gpu.get("index"), "runtime_version": cuda} for gpu in everything]
-            self.found.append((" ".join(VERSION), versions))
+        versions = nvidia_smi.parse_version(self.ask(VERSION, optional=True) or "")
+        detailed: List[Facts] = []
+        if not gpus or "cuda" not in versions or any(gpu.get("mig.enabled") is not False for gpu in gpus):
+            detailed = self.read(nvidia_smi.parse_xml, XML) or self.read(nvidia_smi.parse_text, TEXT)
+        everything = gpus or detailed
+        if not everything or any(gpu.get("mig.enabled") is not False for gpu in detailed or gpus):
+            listed = self.read(lambda text: nvidia_smi.list_facts(nvidia_smi.parse_list(text)), LIST)
+            everything = everything or listed
+        if everything:
+            self.problem = ""
+            more = {"driver_version": versions.get("driver"), "runtime_version": versions.get("cuda")}
+            self.found.append((" ".join(VERSION), [dict(more) for _ in everything]))
 
 
 def read_smi(sources: Sources) -> SmiReport:
@@ -167,6 +172,8 @@ def chip_facts(device_id: Optional[str]) -> Facts:
     if chip is None:
         return {}
     return {
+        # Of these no card can be cut; of the others some can.
+        "mig.enabled": False if float(chip.compute_capability) < 8 or chip.compute_capability in WITHOUT_MIG else None,
         "architecture": chip.architecture,
         "compute_capability": chip.compute_capability,
         "memory.unified": chip.unified,

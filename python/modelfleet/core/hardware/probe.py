@@ -9,6 +9,7 @@ from typing import Dict, Optional
 from . import macos
 from .accelerators import read_accelerators
 from .cpu import read_cpu
+from .driver_state import read_driver_state
 from .memory import read_memory
 from .nvidia import SmiReport
 from .profile import Account, HardwareProfile, PythonInterpreter
@@ -47,16 +48,16 @@ def probe_sources(model_root: str, sources: Sources, platform: str = sys.platfor
     """Return what is known of the machine whose files and commands ``sources`` are; see ``probe``."""
     profile = HardwareProfile(probed_at=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"))
     unknown, origin = profile.unknown, profile.sources
-    machine = os.uname().machine if sources.live else None
     if platform == "darwin" if sources.live else macos.is_recorded(sources):
-        hardware = macos.read_hardware(sources, machine, unknown, origin)
+        hardware = macos.read_hardware(sources, sources.machine(), unknown, origin)
         profile.cpu, profile.memory, profile.os, profile.accelerators = hardware
-        profile.storage = macos.read_storage(model_root, sources.live, unknown)
+        profile.storage = macos.read_storage(sources, model_root, unknown)
     else:
-        profile.cpu = read_cpu(sources, machine, unknown)
+        profile.cpu = read_cpu(sources, sources.machine(), unknown)
         profile.memory = read_memory(sources, unknown)
         profile.os = read_system(sources, unknown)
         profile.accelerators, smi = read_accelerators(sources, profile.os.kernel, unknown, origin)
+        profile.accelerator_driver = read_driver_state(sources, profile.accelerators, unknown)
         add_smi(profile, smi)
         profile.storage = read_storage(sources, model_root, unknown)
         origin.update(

@@ -37,6 +37,25 @@ Runner = Callable[[Sequence[str], float], CommandResult]
 """Takes a command line and a time limit in seconds; never raises, never takes much longer."""
 
 
+class Volume(NamedTuple):
+    """The nearest directory that exists, its device as ``major:minor``, and the room on its file system in bytes."""
+
+    existing_path: Optional[str] = None
+    device_number: str = ""
+    total_bytes: Optional[int] = None
+    free_bytes: Optional[int] = None
+    inodes_free: Optional[int] = None
+    problem: str = "the file system has no fixed number of inodes"
+
+
+def nearest_existing(path: str) -> str:
+    """Return ``path`` or the nearest directory above it that exists, symlinks resolved."""
+    current = os.path.abspath(path)
+    while not os.path.isdir(current) and current != os.path.dirname(current):
+        current = os.path.dirname(current)
+    return os.path.realpath(current)
+
+
 class Reader:
     """Reads files and directories under ``root``; whatever cannot be read is None or empty, never an error."""
 
@@ -81,20 +100,44 @@ class Reader:
         except OSError:
             return []
 
-    def link_name(self, path: str) -> Optional[str]:
-        """Return the last part of what the symlink ``path`` points to: in sysfs, the name of a driver or a device."""
+    def read_link(self, path: str) -> Optional[str]:
+        """Return what the symlink ``path`` holds, None where it is none."""
         try:
-            return os.path.basename(os.readlink(self.root + path).rstrip("/")) or None
+            return os.readlink(self.root + path)
         except OSError:
             return None
 
+    def link_name(self, path: str) -> Optional[str]:
+        """Return the last part of what the symlink ``path`` points to: in sysfs, the name of a driver or a device."""
+        return os.path.basename((self.read_link(path) or "").rstrip("/")) or None
+
     def link_target(self, path: str) -> Optional[str]:
         """Return what the symlink ``path`` points to, as a path under the same root."""
+        target = self.read_link(path)
+        return None if target is None else os.path.normpath(os.path.join(os.path.dirname(path), target))
+
+    def machine(self) -> Optional[str]:
+        """Return the architecture as the running kernel names it, None for a record."""
+        return os.uname().machine if self.live else None
+
+    def volume(self, path: str) -> Volume:
+        """Return the place that the absolute ``path`` has, or will have, in a live file system."""
+        if not self.live:
+            return Volume(problem="a record has no live file system")
+        existing = nearest_existing(path)
         try:
-            target = os.readlink(self.root + path)
-        except OSError:
-            return None
-        return os.path.normpath(os.path.join(os.path.dirname(path), target))
+            number = os.stat(existing).st_dev
+            usage = os.statvfs(existing)
+        except OSError as error:
+            return Volume(existing, problem=f"{existing}: {error.strerror}")
+        return Volume(
+            existing,
+            f"{os.major(number)}:{os.minor(number)}",
+            usage.f_blocks * usage.f_frsize,
+            usage.f_bavail * usage.f_frsize,
+            # btrfs and others make inodes as they go and report none.
+            usage.f_favail if usage.f_files else None,
+        )
 
 
 class Sources(Reader):

@@ -3,7 +3,6 @@
 mountinfo: https://docs.kernel.org/filesystems/proc.html (3.5)
 """
 
-import os
 import posixpath
 import re
 from typing import Dict, List, NamedTuple, Optional, Set, Tuple
@@ -143,14 +142,6 @@ def read_nvme_link(reader: Reader, name: str, unknown: Dict[str, str]) -> PcieLi
     return link
 
 
-def nearest_existing(path: str) -> str:
-    """Return ``path`` or the nearest directory above it that exists, symlinks resolved."""
-    current = os.path.abspath(path)
-    while not os.path.isdir(current) and current != os.path.dirname(current):
-        current = os.path.dirname(current)
-    return os.path.realpath(current)
-
-
 def read_kind(reader: Reader, mount: Mount, unknown: Dict[str, str]) -> Optional[str]:
     """Return what the mount lies on: nvme, ssd, hdd or network."""
     if NETWORK_FILE_SYSTEMS.fullmatch(mount.file_system):
@@ -169,33 +160,15 @@ def read_kind(reader: Reader, mount: Mount, unknown: Dict[str, str]) -> Optional
 
 def read_storage(reader: Reader, model_root: str, unknown: Dict[str, str]) -> Storage:
     """Return the file system of the absolute path ``model_root``, which need not exist yet."""
+    volume = reader.volume(model_root)
     storage = Storage(path=model_root)
-    device_number = ""
-    measured = False
-    if reader.live:
-        storage.existing_path = nearest_existing(model_root)
-        try:
-            number = os.stat(storage.existing_path).st_dev
-            device_number = f"{os.major(number)}:{os.minor(number)}"
-            usage = os.statvfs(storage.existing_path)
-        except OSError as error:
-            reason = f"{storage.existing_path}: {error.strerror}"
-        else:
-            measured = True
-            storage.total_bytes = usage.f_blocks * usage.f_frsize
-            storage.free_bytes = usage.f_bavail * usage.f_frsize
-            # btrfs and others make inodes as they go and report none.
-            storage.inodes_free = usage.f_favail if usage.f_files else None
-            reason = "the file system has no fixed number of inodes"
-    else:
-        reason = "a record has no live file system"
-        unknown["storage.existing_path"] = reason
-    for name in ("total_bytes", "free_bytes", "inodes_free"):
-        if getattr(storage, name) is None and (name == "inodes_free" or not measured):
-            unknown[f"storage.{name}"] = reason
+    for name in ("existing_path", "total_bytes", "free_bytes", "inodes_free"):
+        setattr(storage, name, getattr(volume, name))
+        if getattr(volume, name) is None:
+            unknown[f"storage.{name}"] = volume.problem
     mountinfo = reader.read("/proc/self/mountinfo")
     mounts = parse_mountinfo(mountinfo) if mountinfo is not None else parse_mounts(reader.read("/proc/mounts") or "")
-    mount = find_mount(mounts, storage.existing_path or model_root, device_number)
+    mount = find_mount(mounts, storage.existing_path or model_root, volume.device_number)
     if mount is None:
         for name in ("mount_point", "file_system", "device", "kind"):
             unknown[f"storage.{name}"] = "/proc/self/mountinfo has no mount for it"
