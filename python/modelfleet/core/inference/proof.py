@@ -17,6 +17,7 @@ import os
 import platform
 import signal
 import subprocess
+import sys
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from ... import __version__
@@ -30,6 +31,8 @@ from ..store.tree import store_owner
 
 SCHEMA_VERSION = 1
 RECORDS = f"{STATE}/verification.json"
+# What the child has to say of a proof, at least; see llama.prove.
+_RESULT = {"backend", "device", "output", "load_seconds", "measured_bytes", "versions"}
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000  # linux/sched.h
 
 
@@ -89,9 +92,9 @@ def read_records(store_path: str) -> Dict[str, Dict[str, Any]]:
     """Return the records by model file; empty where there are none that can be read."""
     try:
         with open(os.path.join(store_path, RECORDS), encoding="utf-8") as source:
-            records: Dict[str, Dict[str, Any]] = json.load(source)["proofs"]
-            return records
-    except (OSError, ValueError, KeyError):
+            proofs = json.load(source)["proofs"]
+        return {name: record for name, record in proofs.items() if isinstance(record, dict)}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return {}
 
 
@@ -114,10 +117,10 @@ def prove(
     for subject, mark in pending:
         progress.update(f"proving {subject.model}: loading and generating")
         done.append(_prove_one(store_path, runtime_path, subject, mark, owner, timeout))
-    records = read_records(store_path)
-    records.update({proof["file"]: proof for proof in done})
-    with acting_as(owner):
-        write_json(os.path.join(store_path, RECORDS), {"schema_version": SCHEMA_VERSION, "proofs": records})
+        # Kept at once: the next may be one that cannot be run.
+        records = {**read_records(store_path), subject.file: done[-1]}
+        with acting_as(owner):
+            write_json(os.path.join(store_path, RECORDS), {"schema_version": SCHEMA_VERSION, "proofs": records})
     return done
 
 
@@ -165,12 +168,15 @@ def _prove_one(
         reason = f"signal {-process.returncode}" if process.returncode < 0 else f"status {process.returncode}"
         last = errors.decode("utf-8", "replace").strip().splitlines()
         raise InferenceError(
-            f"{subject.model}: the proof ended with {reason}: {last[-1] if last else 'no message'}", "run apply again"
+            f"{subject.model}: the proof ended with {reason}: {_plain(last[-1]) if last else 'no message'}",
+            "run apply again",
         )
     if "error" in result:
-        raise InferenceError(f"{subject.model}: {result['error']}")
+        raise InferenceError(f"{subject.model}: {_plain(str(result['error']))}")
     measured = result.pop("measured_bytes")
+    # What the child says comes first: of ours it can replace nothing.
     return {
+        **result,
         "model": subject.model,
         "file": subject.file,
         "prompt": subject.prompt,
@@ -181,11 +187,11 @@ def _prove_one(
             "account": owner.name,
             "network": isolation.network,
             "environment": "emptied",
-            "new_privileges": "refused",
+            "new_privileges": "refused" if sys.platform.startswith("linux") else "not refused: the system cannot",
         },
+        "passed": str(result["output"]).startswith(subject.expected),
         "fingerprint": mark,
         "verified_at": now(),
-        **result,
     }
 
 
@@ -195,11 +201,6 @@ def find_isolation() -> Isolation:
     if not hasattr(libc, "unshare"):
         return Isolation("not isolated: the system has no network namespaces", None)
     flags = _CLONE_NEWNET if os.geteuid() == 0 else _CLONE_NEWUSER | _CLONE_NEWNET
-    child = os.fork()
-    if child == 0:
-        os._exit(0 if libc.unshare(flags) == 0 else 1)
-    if os.waitpid(child, 0)[1] != 0:
-        return Isolation("not isolated: the system refuses a network namespace", None)
     user, group = os.geteuid(), os.getegid()
 
     def enter() -> None:
@@ -208,6 +209,17 @@ def find_isolation() -> Isolation:
         if flags & _CLONE_NEWUSER:
             _map_to_itself(user, group)
 
+    # All of it is tried: some systems grant the namespace and refuse what makes it usable (Ubuntu's AppArmor).
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            enter()
+            status = 0
+        finally:
+            os._exit(status)
+    if os.waitpid(child, 0)[1] != 0:
+        return Isolation("not isolated: the system refuses a network namespace", None)
     return Isolation("none: a network namespace of its own", enter)
 
 
@@ -228,9 +240,14 @@ def _driver_version() -> Optional[str]:
 
 
 def _last_line(output: bytes) -> Optional[Dict[str, Any]]:
+    """Return the child's result, or None where its last line is none."""
     lines = output.decode("utf-8", "replace").strip().splitlines()
     try:
         result = json.loads(lines[-1])
     except (IndexError, ValueError):
         return None
-    return result if isinstance(result, dict) else None
+    return result if isinstance(result, dict) and ("error" in result or result.keys() >= _RESULT) else None
+
+
+def _plain(text: str) -> str:
+    return " ".join("".join(character if character.isprintable() else " " for character in text).split())
