@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from pathlib import Path
 
 import ansible.module_utils
@@ -45,8 +46,8 @@ def checkout() -> Path:
 
 @pytest.fixture(scope="session")
 def captures(checkout: Path) -> Path:
-    """Return the folder of recorded hardware, which lies beside the repository on the developers' machines."""
-    folder = checkout.parent / "shared" / "captures"
+    """Return the folder of recorded hardware: MODELFLEET_CAPTURES, else the one beside the repository."""
+    folder = Path(os.environ.get("MODELFLEET_CAPTURES") or checkout.parent / "shared" / "captures")
     if not folder.is_dir():
         pytest.skip(f"recorded hardware is not at {folder}")
     return folder
