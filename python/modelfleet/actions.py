@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.plugins.action import ActionBase
 
 from .core.units import format_bytes, format_duration
@@ -123,9 +124,16 @@ class RuntimeAction(BackgroundAction):
             arguments["wheel_sha256"] = Wheelhouse.pin(kept)
         result = super().execute(arguments, task_vars)
         if result.get("compiled") and wheelhouse:
-            wheelhouse.keep(
-                str(result["build_key"]), str(result["wheel"]), str(result["wheel_sha256"]), self._connection
-            )
+            try:
+                wheelhouse.keep(
+                    str(result["build_key"]), str(result["wheel"]), str(result["wheel_sha256"]), self._connection
+                )
+            except AnsibleConnectionFailure:
+                raise
+            except (AnsibleError, OSError) as error:
+                # The environment is there all the same; a later host compiles once more.
+                reason = _clean(" ".join(str(error).split()))
+                self._display.warning(f"the compiled wheel was not kept in {named}: {reason}")
         return result
 
 
