@@ -123,9 +123,9 @@ def test_a_ready_machine(tmp_path: Path) -> None:
         ({"/run/reboot-required": ""}, "reboot_reasons", ["/run/reboot-required exists"]),
         ({f"/boot/vmlinuz-{NEXT}": "", f"/lib/modules/{NEXT}/modules.dep": ""}, "reboot_reasons",
          [f"kernel {NEXT} is installed, {KERNEL} is running"]),
-        ({"/run/modelfleet/reboot-required": "11111111-2222-3333-4444-555555555555\nthe driver was installed\n"},
+        ({"/run/modelfleet-reboot-required": "11111111-2222-3333-4444-555555555555\nthe driver was installed\n"},
          "reboot_reasons", ["the driver was installed"]),
-        ({"/run/modelfleet/reboot-required": "another boot\nthe driver was installed\n"}, "reboot_pending", False),
+        ({"/run/modelfleet-reboot-required": "another boot\nthe driver was installed\n"}, "reboot_pending", False),
     ],
 )  # fmt: skip
 def test_one_thing_differs(tmp_path: Path, changes: dict[str, str | None], field: str, value: object) -> None:

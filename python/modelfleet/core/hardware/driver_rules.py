@@ -140,7 +140,7 @@ def cuda_floor(facts: Facts, profiles: Profiles) -> Optional[Verdict]:
     # A CUDA newer than this table needs at least what the newest known one does.
     floors = [CUDA_FLOORS.get(cuda, max(CUDA_FLOORS.values()) if cuda > max(CUDA_FLOORS) else 0) for cuda in wanted]
     required = f"{floors[0]} for CUDA {wanted[0]}, recommended {floors[1]} for CUDA {wanted[1]}"
-    cure = f"install a newer branch (accelerator_nvidia_branch: '{floors[1]}')"
+    cure = f"install branch {floors[1]} or newer; where the distribution has none: accelerator_nvidia_source: nvidia"
     return graded(numbers[0] >= floors[0], numbers[0] >= floors[1], str(version), required, cure)
 
 

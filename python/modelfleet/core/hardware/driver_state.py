@@ -7,7 +7,7 @@
 /lib/modules/KERNEL/...                  the module on disk, from DKMS or from a signed package
 libnvidia-ml.so.VERSION                  the version of the libraries
 /sys/firmware/efi/efivars/SecureBoot-*   four bytes of attributes, then 1 where Secure Boot is on
-/run/reboot-required                     of Debian and Ubuntu; /run/modelfleet/reboot-required is our own
+/run/reboot-required                     of Debian and Ubuntu; /run/modelfleet-reboot-required is our own
 =======================================  =============================================================
 
 Sources: NVIDIA driver README, chapters "The NVIDIA /proc Interface" and "Open Linux Kernel Modules";
@@ -34,7 +34,7 @@ EFI_GLOBAL = "8be4df61-93ca-11d2-aa0d-00e098032b8c"
 SECURE_BOOT_VARIABLE = f"/sys/firmware/efi/efivars/SecureBoot-{EFI_GLOBAL}"
 REBOOT_FLAGS = ("/run/reboot-required", "/var/run/reboot-required")
 # Written by the role accelerator after a change that takes a reboot: the boot id of that moment, then the reason.
-REBOOT_MARKER = "/run/modelfleet/reboot-required"
+REBOOT_MARKER = "/run/modelfleet-reboot-required"
 SERVICE_ACCOUNT = "ashley-ai"
 LIBRARY_FOLDERS = (
     "/usr/lib/x86_64-linux-gnu",
