@@ -71,10 +71,10 @@ owner:
   returned: always
   sample: ashley
 group:
-  description: The number of the group that the directories have.
-  type: int
+  description: The group that the directories have, by name or, where it has none, by number.
+  type: str
   returned: when the owner exists
-  sample: 1000
+  sample: ashley
 account_missing:
   description: Whether the owner does not exist yet. Nothing is made then.
   type: bool
@@ -114,6 +114,21 @@ def choose_owner(owner: str, service_account: str) -> str:
     return caller if caller not in ("", "root") else service_account
 
 
+def account_exists(name: str) -> bool:
+    try:
+        find_account(name)
+    except ConfigurationError:
+        return False
+    return True
+
+
+def group_name(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
+
+
 def find_tree(params: dict, path: str, owner_name: str) -> Tree:
     """Return the wanted tree; raises ConfigurationError where a value cannot be meant."""
     owner = find_account(owner_name)
@@ -149,17 +164,14 @@ def run(params: dict, check_mode: bool) -> dict:
     path = resolve_store_path(params["path"])
     owner_name = choose_owner(params["owner"], params["service_account"])
     result = {"path": path, "owner": owner_name, "account_missing": False, "changed": False}
-    try:
-        tree = find_tree(params, path, owner_name)
-    except ConfigurationError:
-        # Only the service account is made for the user; any other name may be a slip.
-        if owner_name != params["service_account"] or params["owner"]:
-            raise
+    # Only the service account is made for the user; any other name may be a slip.
+    if owner_name == params["service_account"] and not params["owner"] and not account_exists(owner_name):
         changes = [Change(path, None, f"directory of {owner_name}")]
         changes += [Change(f"{path}/{name}", None, f"directory of {owner_name}") for name in STORE_DIRECTORIES]
         return {**result, "account_missing": True, "changed": check_mode, "diff": tell(changes)}
+    tree = find_tree(params, path, owner_name)
     changes = compare(tree) if check_mode else converge(tree)
-    return {**result, "group": tree.gid, "changed": bool(changes), "diff": tell(changes)}
+    return {**result, "group": group_name(tree.gid), "changed": bool(changes), "diff": tell(changes)}
 
 
 def tell(changes: list) -> dict:
