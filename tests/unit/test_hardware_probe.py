@@ -179,6 +179,72 @@ def test_a_memory_limit_counts_only_below_the_total(tmp_path: Path, files: dict[
     assert profile["memory"] == {"total_bytes": 4194304, "available_bytes": 2097152, "limit_bytes": limit}
 
 
+@pytest.mark.parametrize(
+    ("files", "limit"),
+    [
+        ({"/proc/self/cgroup": "0::/\n", "/sys/fs/cgroup/cpu.max": "150000 100000\n"}, 1.5),
+        ({"/proc/self/cgroup": "0::/a\n", "/sys/fs/cgroup/cpu.max": "100000 100000\n"}, 1.0),
+        ({"/proc/self/cgroup": "0::/\n", "/sys/fs/cgroup/cpu.max": "max 100000\n"}, None),
+        ({"/proc/self/cgroup": "0::/\n", "/sys/fs/cgroup/cpu.max": "800000 100000\n"}, None),
+        ({"/proc/self/cgroup": "0::/\n", "/sys/fs/cgroup/cpuset.cpus.effective": "0-1,3\n"}, 3.0),
+        (
+            {
+                "/proc/self/cgroup": "4:cpu,cpuacct:/x\n",
+                "/sys/fs/cgroup/cpu,cpuacct/x/cpu.cfs_quota_us": "50000\n",
+                "/sys/fs/cgroup/cpu,cpuacct/x/cpu.cfs_period_us": "100000\n",
+            },
+            0.5,
+        ),
+        ({"/proc/self/cgroup": "4:cpu:/\n", "/sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n"}, None),
+        ({"/proc/self/cgroup": "0::/\n", "/sys/fs/cgroup/cpu.max": "1 0\n"}, None),
+    ],
+)
+def test_a_limit_of_processors(tmp_path: Path, files: dict[str, str], limit: float | None) -> None:
+    four = {"/sys/devices/system/cpu/online": "0-3\n", "/proc/cpuinfo": CPUINFO}
+    assert replay(tmp_path, {**four, **files})["cpu"]["limit_cores"] == limit
+
+
+def test_the_counters_tell_the_kinds_of_cores(tmp_path: Path) -> None:
+    directory = "/sys/devices/system/cpu"
+    siblings = {0: "0-1", 1: "0-1", 2: "2", 3: "3"}
+    files = {f"{directory}/cpu{one}/topology/thread_siblings_list": f"{text}\n" for one, text in siblings.items()}
+    counters = {"/sys/devices/cpu_core/cpus": "0-1\n", "/sys/devices/cpu_atom/cpus": "2-3\n"}
+    profile = replay(tmp_path, {f"{directory}/online": "0-3\n", "/proc/cpuinfo": CPUINFO, **files, **counters})
+    assert profile["cpu"]["core_kinds"] == [
+        {"name": "performance", "physical_cores": 1, "logical_cores": 2},
+        {"name": "efficiency", "physical_cores": 2, "logical_cores": 2},
+    ]
+
+
+def test_the_link_of_the_disk_below_the_models(tmp_path: Path) -> None:
+    files = {
+        **block("nvme0n1"),
+        **block("nvme0n1/nvme0n1p2", partition="2"),
+        "/sys/dev/block/259:2": "-> ../../devices/nvme0n1/nvme0n1p2",
+        "/proc/self/mountinfo": "1 0 259:2 / / rw - ext4 /dev/nvme0n1p2 rw\n",
+        "/sys/class/nvme/nvme0/device/current_link_speed": "8.0 GT/s PCIe\n",
+        "/sys/class/nvme/nvme0/device/max_link_speed": "16.0 GT/s PCIe\n",
+        "/sys/class/nvme/nvme0/device/current_link_width": "4\n",
+        "/sys/class/nvme/nvme0/device/max_link_width": "4\n",
+    }
+    link = {"generation_now": 3, "generation_max": 4, "width_now": 4, "width_max": 4}
+    assert replay(tmp_path, files)["storage"]["pcie"] == link
+
+
+@pytest.mark.parametrize(
+    ("files", "secure"),
+    [
+        ({"/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c": "\x06\0\0\0\x01"}, True),
+        ({"/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c": "\x06\0\0\0\0"}, False),
+        ({"/sys/firmware/acpi/": ""}, False),
+        ({"/sys/firmware/efi/": ""}, None),
+        ({}, None),
+    ],
+)
+def test_secure_boot(tmp_path: Path, files: dict[str, str], secure: bool | None) -> None:
+    assert replay(tmp_path, files)["os"]["secure_boot"] is secure
+
+
 def block(name: str, rotational: str = "", **files: str) -> dict[str, str]:
     """Return the files of a block device under /sys/devices and its link under /sys/class/block."""
     directory = f"/sys/devices/{name}"
@@ -356,6 +422,11 @@ RECORDED: dict[str, dict[str, Any]] = {
         "cpu.sockets": 1,
         "cpu.physical_cores": 14,
         "cpu.logical_cores": 20,
+        # Firmware's nominal performance is 24 for the first twelve processors and 19 for the others.
+        "cpu.core_kinds": [
+            {"name": "performance", "physical_cores": 6, "logical_cores": 12},
+            {"name": "efficiency", "physical_cores": 8, "logical_cores": 8},
+        ],
         # 6 x 48 KiB + 8 x 32 KiB; 6 x 32 + 8 x 64; 6 x 1280 + 2 x 2048; 24 MiB for all.
         "cpu.cache.l1d_bytes": 544 * 1024,
         "cpu.cache.l1i_bytes": 704 * 1024,
@@ -375,6 +446,7 @@ RECORDED: dict[str, dict[str, Any]] = {
         "cpu.sockets": 4,
         "cpu.physical_cores": 40,
         "cpu.logical_cores": 40,
+        "cpu.core_kinds": [],
         "cpu.cache.l1d_bytes": 40 * 32 * 1024,
         "cpu.cache.l2_bytes": 40 * 256 * 1024,
         "cpu.cache.l3_bytes": 4 * 30720 * 1024,
@@ -393,6 +465,11 @@ RECORDED: dict[str, dict[str, Any]] = {
         "cpu.sockets": 1,
         "cpu.physical_cores": 20,
         "cpu.logical_cores": 20,
+        # Ten processors of part 0xd85 and ten of 0xd87; the first have the higher cpu_capacity.
+        "cpu.core_kinds": [
+            {"name": "Cortex-X925", "physical_cores": 10, "logical_cores": 10},
+            {"name": "Cortex-A725", "physical_cores": 10, "logical_cores": 10},
+        ],
         # 10 x 512 KiB + 10 x 2 MiB; one 8 MiB and one 16 MiB.
         "cpu.cache.l2_bytes": 25600 * 1024,
         "cpu.cache.l3_bytes": 24 * 1024**2,

@@ -67,8 +67,8 @@ class Accelerators:
         """Give each GPU that a tool listed to the one that it is, or add it.
 
         A GPU is known by its address, else by its id, else by its place among
-        its vendor's. ``complete``: the bus told of all there are, so that what
-        has no address and does not match in number is none of them.
+        its vendor's. ``complete``: the bus told of all there are, so that where
+        it showed some, what has no address is none but these.
         """
         positions = self.of(vendor)
         alike = len(positions) == len(gpus)
@@ -78,7 +78,7 @@ class Accelerators:
             if found is None and alike and positions[order] not in taken and self._may_be(positions[order], facts):
                 found = positions[order]
             if found is None:
-                if complete and not facts.get("pci.address"):
+                if complete and positions and not facts.get("pci.address"):
                     continue
                 found = self.add(vendor, {}, source)
             taken.append(found)

@@ -24,7 +24,7 @@ import os
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from ..errors import HardwareOutputError
-from . import amd, apple, macos, nvidia
+from . import amd, apple, macos, nvidia, nvidia_smi
 from .pci import LSPCI
 from .sources import ABSENT, FAILED, OK, READ_LIMIT_BYTES, CommandResult, Sources, Volume
 
@@ -159,8 +159,9 @@ class DirectorySources(Sources):
 def help_of(table: str) -> str:
     """Return what ``--help-query-gpu`` says of the fields that a recorded query has."""
     for row in csv.reader(table.replace("\0", "").splitlines(), skipinitialspace=True):
-        if len(row) > 1 or (row and row[0].strip() in ("name", "uuid")):
-            return "".join(f'"{cell.strip().split(" [")[0]}"\n' for cell in row)
+        fields = [nvidia_smi.ALIASES.get(name, name) for name in (cell.strip().split(" [")[0] for cell in row)]
+        if {"name", "uuid", "pci.bus_id"} & set(fields):
+            return "".join(f'"{name}"\n' for name in fields)
     return ""
 
 
