@@ -116,7 +116,6 @@ ansible_facts:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.modelfleet.core.hardware.capture import capture
 from ansible.module_utils.modelfleet.core.hardware.probe import probe
 from ansible.module_utils.modelfleet.core.hardware.profile import profile_to_dict
 from ansible.module_utils.modelfleet.core.store.layout import resolve_store_path
@@ -137,6 +136,9 @@ def main() -> None:
     profile = profile_to_dict(probe(model_root, root=module.params["root"]))
     record = {}
     if module.params["capture"]:
+        # It is compiled each time that the module runs, and seldom wanted.
+        from ansible.module_utils.modelfleet.core.hardware.capture import capture
+
         record["capture"] = capture(model_root, profile["probed_at"], unmasked=module.params["unmasked"])
     module.exit_json(changed=False, ansible_facts={"modelfleet_hardware": profile}, **record)
 

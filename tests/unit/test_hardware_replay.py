@@ -50,7 +50,8 @@ def test_a_machine_with_a_gpu_replays_with_what_its_tools_said(monkeypatch: pyte
         return CommandResult("absent")
 
     monkeypatch.setattr("modelfleet.core.hardware.sources.run_command", runner)
-    monkeypatch.setattr("modelfleet.core.hardware.nvidia.has_signs", lambda reader: True)
+    monkeypatch.setattr("modelfleet.core.hardware.probe.has_signs", lambda reader: True)
+    monkeypatch.setattr("modelfleet.core.hardware.accelerators.has_signs", lambda reader: True)
     (gpu,) = replayed(capture("/opt/models", TIME))["accelerators"]
     assert (gpu["name"], gpu["uuid"]) == ("NVIDIA L4", "GPU-00000000-0000-0000-0000-000000000001")
     (gpu,) = replayed(capture("/opt/models", TIME, unmasked=True))["accelerators"]

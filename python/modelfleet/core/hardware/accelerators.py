@@ -11,18 +11,16 @@ from . import amd, intel, nvidia
 from .facts import Facts, apply
 from .pci import (
     LSPCI,
-    LSPCI_TIMEOUT_SECONDS,
     OTHER,
     PCI_DEVICES,
     PciDisplay,
+    has_signs,
     link_directory,
-    lspci_displays,
     lspci_names,
     read_link,
-    sysfs_displays,
 )
 from .profile import Accelerator, AcceleratorMemory, Mig, PcieLink, PciFunction
-from .sources import OK, Sources
+from .sources import Sources
 
 NO_NAME = ("Graphics Device", "NVIDIA Graphics Device")
 OF_ONE_VENDOR = {"nvidia": ("architecture", "compute_capability", "mig"), "amd": ("gfx_target", "memory.gtt_bytes")}
@@ -101,28 +99,21 @@ class Accelerators:
         return ids[0] if len(ids) == 1 and ids[0] not in taken else None
 
 
-def read_bus(sources: Sources) -> Tuple[Optional[List[PciDisplay]], str]:
-    """Return the display controllers and where they were read; None where nothing tells of the bus."""
-    addresses = sources.list(PCI_DEVICES)
-    # A live machine without a PCI bus has no such directory; a record without it does not tell.
-    if addresses or (sources.live and sources.exists("/sys/bus")):
-        return sysfs_displays(sources, addresses), PCI_DEVICES
-    result = sources.run(LSPCI, LSPCI_TIMEOUT_SECONDS)
-    if result.status == OK and result.output.strip():
-        return lspci_displays(result.output), " ".join(LSPCI)
-    return None, ""
-
-
 def read_accelerators(
-    sources: Sources, kernel: Optional[str], unknown: Dict[str, str], origin: Dict[str, str]
+    sources: Sources,
+    displays: Optional[List[PciDisplay]],
+    bus: str,
+    kernel: Optional[str],
+    unknown: Dict[str, str],
+    origin: Dict[str, str],
 ) -> Tuple[List[Accelerator], Optional[nvidia.SmiReport]]:
     """Return the GPUs of a Linux host and what nvidia-smi came to, if it was asked.
 
-    ``kernel`` is the release of the running kernel. Reasons go to ``unknown``
-    and sources to ``origin``, both under dotted names.
+    ``displays`` and ``bus`` are what ``read_bus`` returned, ``kernel`` is the
+    release of the running kernel. Reasons go to ``unknown`` and sources to
+    ``origin``, both under dotted names.
     """
     found = Accelerators(origin)
-    displays, bus = read_bus(sources)
     names: Dict[str, str] = {}
     for display in displays or []:
         position = found.add(display.vendor, display.facts, bus, display.driver)
@@ -148,7 +139,7 @@ def read_accelerators(
 
 def add_nvidia(sources: Sources, found: Accelerators, complete: bool) -> None:
     """Add what nvidia-smi and the driver's files tell."""
-    if not (found.of("nvidia") or not complete or nvidia.has_signs(sources)):
+    if not (found.of("nvidia") or not complete or has_signs(sources)):
         return
     found.smi = nvidia.read_smi(sources)
     if found.smi.problem:

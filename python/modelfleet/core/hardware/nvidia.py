@@ -25,9 +25,6 @@ VERSION = (NVIDIA_SMI, "--version")
 # Eight GPUs without a persistence daemon are each initialised anew, at a second or two.
 TIMEOUT_SECONDS = 20.0
 DRIVER_DIRECTORY = "/proc/driver/nvidia"
-# Where there are GPUs of NVIDIA's though no PCI bus shows them: containers, WSL, boards with a GPU in the processor.
-SIGNS = (DRIVER_DIRECTORY, "/dev/nvidiactl", "/dev/dxg", "/proc/device-tree/compatible")
-
 WITHOUT_MIG = ("8.6", "8.9", "12.1")
 
 
@@ -43,13 +40,6 @@ class SmiReport(NamedTuple):
 
 class _StopError(Exception):
     """Raised when nvidia-smi cannot answer anything more."""
-
-
-def has_signs(reader: Reader) -> bool:
-    """True where something but the PCI bus says that there is an NVIDIA GPU."""
-    if any(reader.exists(path) for path in SIGNS[:-1]):
-        return True
-    return "nvidia,tegra" in (reader.read(SIGNS[-1]) or "")
 
 
 class _Smi:

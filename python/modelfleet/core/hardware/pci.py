@@ -8,7 +8,7 @@ Vendor ids: https://pci-ids.ucw.cz
 
 import posixpath
 import re
-from typing import Dict, List, NamedTuple, Optional
+from typing import Dict, List, NamedTuple, Optional, Tuple
 
 from .facts import Facts, generation_of, pci_address, whole
 from .sources import OK, Reader, Sources
@@ -39,6 +39,9 @@ DISPLAY_ONLY_VENDORS = {
 DISPLAY_ONLY_DEVICES = {"1002": ("4752", "515e", "5969")}
 # Class 12 is also that of neural and cryptographic coprocessors: only these makers' are GPUs.
 COMPUTE_VENDORS = ("10de", "1002")
+# Where there are GPUs of NVIDIA's though no PCI bus shows them: containers, WSL, boards with a GPU in the processor.
+SIGNS = ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/dxg", "/proc/device-tree/compatible")
+
 # The switch on an AMD card, behind which the GPU always has its full link: what counts is the switch's own.
 AMD_UPSTREAM_PORT = "1478"
 AMD_SWITCH_PORTS = (AMD_UPSTREAM_PORT, "1479")
@@ -175,3 +178,22 @@ def read_link(reader: Reader, directory: str, name: str = "pcie") -> Facts:
         width = whole(reader.read_line(f"{directory}/{when}_link_width"))
         facts[f"{name}.width_{part}"] = None if width in NO_WIDTH else width
     return facts
+
+
+def read_bus(sources: Sources) -> Tuple[Optional[List[PciDisplay]], str]:
+    """Return the display controllers and where they were read; None where nothing tells of the bus."""
+    addresses = sources.list(PCI_DEVICES)
+    # A live machine without a PCI bus has no such directory; a record without it does not tell.
+    if addresses or (sources.live and sources.exists("/sys/bus")):
+        return sysfs_displays(sources, addresses), PCI_DEVICES
+    result = sources.run(LSPCI, LSPCI_TIMEOUT_SECONDS)
+    if result.status == OK and result.output.strip():
+        return lspci_displays(result.output), " ".join(LSPCI)
+    return None, ""
+
+
+def has_signs(reader: Reader) -> bool:
+    """True where something but the PCI bus says that there is an NVIDIA GPU."""
+    if any(reader.exists(path) for path in SIGNS[:-1]):
+        return True
+    return "nvidia,tegra" in (reader.read(SIGNS[-1]) or "")

@@ -4,18 +4,18 @@ import os
 import pwd
 import sys
 from datetime import datetime, timezone
-from typing import Dict, Optional
+from typing import TYPE_CHECKING, Dict, Optional
 
-from . import macos
-from .accelerators import read_accelerators
 from .cpu import read_cpu
-from .driver_state import read_driver_state
 from .memory import read_memory
-from .nvidia import SmiReport
+from .pci import has_signs, read_bus
 from .profile import Account, HardwareProfile, PythonInterpreter
 from .sources import Runner, Sources
 from .storage import read_storage
 from .system import read_system
+
+if TYPE_CHECKING:
+    from .nvidia import SmiReport
 
 REPLAYED = "a record does not tell"
 
@@ -48,7 +48,9 @@ def probe_sources(model_root: str, sources: Sources, platform: str = sys.platfor
     """Return what is known of the machine whose files and commands ``sources`` are; see ``probe``."""
     profile = HardwareProfile(probed_at=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"))
     unknown, origin = profile.unknown, profile.sources
-    if platform == "darwin" if sources.live else macos.is_recorded(sources):
+    if is_mac(sources, platform):
+        from . import macos
+
         hardware = macos.read_hardware(sources, sources.machine(), unknown, origin)
         profile.cpu, profile.memory, profile.os, profile.accelerators = hardware
         profile.storage = macos.read_storage(sources, model_root, unknown)
@@ -56,9 +58,7 @@ def probe_sources(model_root: str, sources: Sources, platform: str = sys.platfor
         profile.cpu = read_cpu(sources, sources.machine(), unknown)
         profile.memory = read_memory(sources, unknown)
         profile.os = read_system(sources, unknown)
-        profile.accelerators, smi = read_accelerators(sources, profile.os.kernel, unknown, origin)
-        profile.accelerator_driver = read_driver_state(sources, profile.accelerators, unknown)
-        add_smi(profile, smi)
+        read_gpus(sources, profile)
         profile.storage = read_storage(sources, model_root, unknown)
         origin.update(
             {
@@ -77,7 +77,31 @@ def probe_sources(model_root: str, sources: Sources, platform: str = sys.platfor
     return profile
 
 
-def add_smi(profile: HardwareProfile, smi: Optional[SmiReport]) -> None:
+def is_mac(sources: Sources, platform: str) -> bool:
+    """Tell whether the machine is a Mac: the platform that this process runs on, or what a record holds."""
+    if sources.live:
+        return platform == "darwin"
+    from . import macos
+
+    return macos.is_recorded(sources)
+
+
+def read_gpus(sources: Sources, profile: HardwareProfile) -> None:
+    """Fill in the GPUs of a Linux host and the state of their driver."""
+    displays, bus = read_bus(sources)
+    if displays == [] and not has_signs(sources):
+        return
+    # A module is compiled anew each time that Ansible runs it: what only a GPU needs is left alone without one.
+    from .accelerators import read_accelerators
+    from .driver_state import read_driver_state
+
+    kernel, unknown = profile.os.kernel, profile.unknown
+    profile.accelerators, smi = read_accelerators(sources, displays, bus, kernel, unknown, profile.sources)
+    profile.accelerator_driver = read_driver_state(sources, profile.accelerators, unknown)
+    add_smi(profile, smi)
+
+
+def add_smi(profile: HardwareProfile, smi: "Optional[SmiReport]") -> None:
     """Add to the driver's state what only asking nvidia-smi shows: that it hangs, or refuses the loaded module."""
     state = profile.accelerator_driver
     if state is None or smi is None or state.vendor != "nvidia":
