@@ -62,3 +62,17 @@ class EnvFileError(ModelfleetError):
 
 class InferenceError(ModelfleetError):
     """Raised when a proof of inference cannot be run or does not give what is expected."""
+
+
+class FormatError(ModelfleetError):
+    """Raised when a model file is not what its format allows: ``file``, ``field``, ``found``, ``allowed`` say how."""
+
+    def __init__(self, file: str, field: str, found: str, allowed: str) -> None:
+        self.file = file
+        self.field = field
+        self.found = found
+        self.allowed = allowed
+        super().__init__(
+            f"{file}: {field}: found {found}, allowed: {allowed}",
+            "do not load this file; fetch it again from a source that you trust",
+        )
