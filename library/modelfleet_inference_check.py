@@ -141,8 +141,8 @@ def run(params: dict, check_mode: bool) -> dict:
         return told
 
     if params["background"]:
-        marks = "".join(mark for _, mark in pending)
-        return {"changed": False, "job": start(f"proof-{hashlib.sha256(marks.encode()).hexdigest()[:16]}", work)}
+        what = "\0".join([store_path, runtime_path, *(f"{subject.file} {mark}" for subject, mark in pending)])
+        return {"changed": False, "job": start(f"proof-{hashlib.sha256(what.encode()).hexdigest()[:16]}", work)}
     return work(Progress())
 
 

@@ -157,6 +157,7 @@ job:
   returned: when I(background) is set and there is work to do
 """
 
+import hashlib
 import os
 import platform
 
@@ -257,7 +258,9 @@ def run(params: dict, check_mode: bool) -> dict:
         return {**result, "wheel": wheel, "wheel_sha256": pin_of(wheel), "compiled": compiled}
 
     if params["background"]:
-        return {"changed": False, "job": start(f"runtime-{wanted.key}", work)}
+        # The same environment at another path is other work.
+        place = hashlib.sha256(wanted.path.encode()).hexdigest()[:16]
+        return {"changed": False, "job": start(f"runtime-{wanted.key}-{place}", work)}
     return work(Progress())
 
 

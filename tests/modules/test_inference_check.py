@@ -113,3 +113,11 @@ def test_before_anything_is_there_check_mode_predicts(call: Call, ground: Path) 
 def test_no_environment(call: Call, ground: Path) -> None:
     result = call(runtime_path=str(ground / "none"))
     assert result["msg"].startswith(f"{ground}/none/current/bin/python cannot be run: ")
+
+
+def test_the_same_proof_in_two_stores_is_two_works(call: Call, store: Path, module_jobs: Path) -> None:
+    other = store.parent / "link"
+    other.symlink_to(store)
+    jobs = [call(background=True, store_path=str(path))["job"] for path in (store, other)]
+    assert jobs[0]["folder"] != jobs[1]["folder"]
+    assert [result_of(job)["changed"] for job in jobs] == [True, True]

@@ -134,6 +134,14 @@ def test_a_failure_in_the_background_is_one_line(call: Call, ground: Path, modul
     assert result["failed"] and result["msg"].startswith("x.whl: expected sha256 ") and "\n" not in result["msg"]
 
 
+def test_the_same_environment_at_two_paths_is_two_works(call: Call, ground: Path, module_jobs: Path) -> None:
+    (ground / "x.whl").write_bytes(b"x")
+    package = str(ground / "x.whl")
+    jobs = [call(package_path=package, background=True, path=str(ground / name))["job"] for name in ("one", "two")]
+    assert jobs[0]["folder"] != jobs[1]["folder"]
+    assert all(result_of(job)["failed"] for job in jobs)
+
+
 @needs_root
 def test_a_store_of_roots(call: Call, ground: Path) -> None:
     root = Account("root", 0, 0, "/root")
