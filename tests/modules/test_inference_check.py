@@ -115,9 +115,10 @@ def test_no_environment(call: Call, ground: Path) -> None:
     assert result["msg"].startswith(f"{ground}/none/current/bin/python cannot be run: ")
 
 
-def test_the_same_proof_in_two_stores_is_two_works(call: Call, store: Path, module_jobs: Path) -> None:
-    other = store.parent / "link"
+def test_the_same_proof_in_two_stores_is_two_works(call: Call, ground: Path, store: Path, module_jobs: Path) -> None:
+    other = ground / "link"
     other.symlink_to(store)
-    jobs = [call(background=True, store_path=str(path))["job"] for path in (store, other)]
+    runtime = str(store.parent / "runtime")
+    jobs = [call(background=True, store_path=str(path), runtime_path=runtime)["job"] for path in (store, other)]
     assert jobs[0]["folder"] != jobs[1]["folder"]
-    assert [result_of(job)["changed"] for job in jobs] == [True, True]
+    assert [result_of(job).get("msg") for job in jobs] == [None, None]
