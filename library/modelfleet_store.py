@@ -89,8 +89,8 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.modelfleet.core.errors import ConfigurationError, ModelfleetError
 from ansible.module_utils.modelfleet.core.jobs import describe_os_error
 from ansible.module_utils.modelfleet.core.privilege import current_account, find_account
-from ansible.module_utils.modelfleet.core.store.layout import STORE_DIRECTORIES, resolve_store_path
-from ansible.module_utils.modelfleet.core.store.tree import Change, Tree, compare, converge
+from ansible.module_utils.modelfleet.core.store.layout import resolve_store_path
+from ansible.module_utils.modelfleet.core.store.tree import Tree, compare, converge, foresee
 
 
 def get_argument_spec() -> dict:
@@ -129,6 +129,27 @@ def group_name(gid: int) -> str:
         return str(gid)
 
 
+def find_group(name: str) -> int | None:
+    try:
+        return grp.getgrnam(name).gr_gid if name else None
+    except KeyError:
+        raise ConfigurationError(
+            f"there is no group named {name!r} on this host", "create it, or name another"
+        ) from None
+
+
+def parse_mode(text: str) -> int:
+    try:
+        mode = int(text, 8)
+    except ValueError:
+        mode = -1
+    if not stat.S_IRWXU <= mode <= 0o7777 or mode & stat.S_IRWXU != stat.S_IRWXU:
+        raise ConfigurationError(
+            f"the mode {text!r} is none that lets the owner in", "set model_store_mode to an octal text such as '0755'"
+        )
+    return mode
+
+
 def find_tree(params: dict, path: str, owner_name: str) -> Tree:
     """Return the wanted tree; raises ConfigurationError where a value cannot be meant."""
     owner = find_account(owner_name)
@@ -136,27 +157,19 @@ def find_tree(params: dict, path: str, owner_name: str) -> Tree:
         raise ConfigurationError(
             f"only root can make a store for {owner.name}", "run with become, or leave model_store_owner empty"
         )
-    try:
-        gid = grp.getgrnam(params["group"]).gr_gid if params["group"] else owner.gid
-    except KeyError:
-        raise ConfigurationError(
-            f"there is no group named {params['group']!r} on this host", "create it, or name another"
-        ) from None
-    try:
-        mode = int(params["mode"], 8)
-    except ValueError:
-        mode = -1
-    if not stat.S_IRWXU <= mode <= 0o7777 or mode & stat.S_IRWXU != stat.S_IRWXU:
-        raise ConfigurationError(
-            f"the mode {params['mode']!r} is none that lets the owner in",
-            "set model_store_mode to an octal text such as '0755'",
-        )
+    gid = find_group(params["group"])
     link = params["link"]
     if link == "~" or link.startswith("~/"):
         link = owner.home + link[1:]
     if link and not os.path.isabs(link):
         raise ConfigurationError(f"the link {link!r} is no absolute path", "begin model_store_link with / or ~/")
-    return Tree(path, owner, gid, mode, os.path.normpath(link) if link else None)
+    return Tree(
+        path,
+        owner,
+        owner.gid if gid is None else gid,
+        parse_mode(params["mode"]),
+        os.path.normpath(link) if link else None,
+    )
 
 
 def run(params: dict, check_mode: bool) -> dict:
@@ -166,8 +179,10 @@ def run(params: dict, check_mode: bool) -> dict:
     result = {"path": path, "owner": owner_name, "account_missing": False, "changed": False}
     # Only the service account is made for the user; any other name may be a slip.
     if owner_name == params["service_account"] and not params["owner"] and not account_exists(owner_name):
-        changes = [Change(path, None, f"directory of {owner_name}")]
-        changes += [Change(f"{path}/{name}", None, f"directory of {owner_name}") for name in STORE_DIRECTORIES]
+        # What is wrong is said before the account is made.
+        find_group(params["group"])
+        parse_mode(params["mode"])
+        changes = foresee(path, owner_name)
         return {**result, "account_missing": True, "changed": check_mode, "diff": tell(changes)}
     tree = find_tree(params, path, owner_name)
     changes = compare(tree) if check_mode else converge(tree)

@@ -154,7 +154,25 @@ class TestWhoseStore:
         now = call(**arguments)
         assert (now["changed"], now["account_missing"]) == (False, True)
         assert not os.path.exists(path)
-        assert predicted["diff"]["after"].count("\n") == 1 + len(STORE_DIRECTORIES)
+        told = [line.split(":")[0] for line in predicted["diff"]["after"].splitlines()]
+        assert told == [path, *(f"{path}/{name}" for name in STORE_DIRECTORIES)]
+
+    @needs_root
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"mode": "x"}, "the mode 'x' is none that lets the owner in"),
+            ({"group": "no-such-group"}, "there is no group named 'no-such-group'"),
+            ({"path": "/etc/passwd/models"}, "/etc/passwd/models: 'passwd' is not a directory"),
+            ({"path": "/etc"}, "/etc: is a directory of the system"),
+        ],
+    )
+    def test_what_is_wrong_is_said_before_the_account_is_made(
+        self, call: Call, path: str, change: dict[str, str], message: str
+    ) -> None:
+        for check in (True, False):
+            result = call(check=check, **{"path": path, "service_account": "no-such-service", **change})
+            assert result["failed"] and result["msg"].startswith(message)
 
     @needs_root
     @pytest.mark.parametrize("owner_name", ["no-such-service", "no-such-other"])

@@ -24,7 +24,7 @@ from modelfleet.core.store.layout import (
     resolve_runtime_path,
     resolve_store_path,
 )
-from modelfleet.core.store.tree import Tree, compare, converge, ensure_directory, store_owner
+from modelfleet.core.store.tree import Tree, compare, converge, ensure_directory, foresee, store_owner
 from support.grounds import account_folder, needs_no_root, needs_root
 
 TUTORIAL = [
@@ -96,6 +96,15 @@ def test_check_tells_what_a_run_changes_and_a_second_run_changes_nothing(ground:
         str(ground / "home")
     }
     assert compare(tree) == [] == converge(tree)
+
+
+@pytest.mark.parametrize("there", ["", "base", "base/models"])
+def test_what_an_account_that_is_yet_to_be_made_will_get(ground: Path, tree: Tree, there: str) -> None:
+    (ground / there).mkdir(parents=True, exist_ok=True)
+    foreseen = foresee(tree.path, "somebody")
+    made = {change.path for change in converge(tree)}
+    assert {change.path for change in foreseen} == made | {tree.path}
+    assert {change.after for change in foreseen} == {"directory of somebody"}
 
 
 @pytest.mark.parametrize("damage", ["removed", "mode", "mode of the root", "group"])

@@ -52,11 +52,7 @@ def compare(tree: Tree) -> List[Change]:
     with walk(tree.path) as (directory, missing):
         if missing:
             _require_writable(directory, missing[0], tree)
-            parent = tree.path[: -len("/".join(missing)) - 1]
-            for name in missing:
-                parent = f"{parent}/{name}"
-                changes.append(Change(parent, None, wanted))
-            changes.extend(Change(f"{tree.path}/{relative}", None, wanted) for relative in STORE_DIRECTORIES)
+            changes.extend(Change(path, None, wanted) for path in _new_directories(tree.path, missing))
         else:
             status = os.fstat(directory)
             _refuse_system(tree.path, status)
@@ -71,6 +67,22 @@ def compare(tree: Tree) -> List[Change]:
                     changes.extend(_compare_directory(path, status, tree, wanted))
     changes.extend(_compare_link(tree))
     return changes
+
+
+def foresee(path: str, owner: str) -> List[Change]:
+    """Return what ``converge`` would make for an account that is yet to be made; raises UnsafePathError as it would."""
+    with walk(path) as (directory, missing):
+        if not missing:
+            _refuse_system(path, os.fstat(directory))
+        return [Change(made, None, f"directory of {owner}") for made in _new_directories(path, missing or [""])]
+
+
+def _new_directories(path: str, missing: List[str]) -> List[str]:
+    """Return the store's directories, and those before it, where the last names of ``path`` are missing."""
+    names = path.split("/")
+    first = len(names) - len(missing) + 1
+    before = ["/".join(names[:end]) for end in range(first, len(names))]
+    return [*before, path, *(f"{path}/{relative}" for relative in STORE_DIRECTORIES)]
 
 
 def converge(tree: Tree) -> List[Change]:
