@@ -13,6 +13,7 @@ import click
 
 from ..core.errors import ConfigurationError
 from ..core.units import format_bytes
+from .hardware import driver_of, inside, known, part, size, summary
 from .options import Options, pass_through
 from .session import SCHEMA_VERSION, document, fact, host_names, of_host, run_verb
 from .text import clean, complain, joined, say, say_json, table
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 HEADER = ("HOST", "ACCELERATORS", "DRIVER", "PROCESSOR", "CORES", "MEMORY", "FREE FOR MODELS", "SYSTEM")
 DEFAULT_MODEL_ROOT = "/opt/ashley-ai/models"
-RUNTIMES = {"nvidia": "CUDA ", "amd": "ROCm "}
 EXISTING = click.Path(exists=True)
 
 
@@ -102,7 +102,12 @@ def show(profiles: Mapping[str, dict[str, Any]], detail: bool) -> None:
     if detail:
         for host, profile in profiles.items():
             say(click.style(clean(host), bold=True))
-            for line in outline(profile, "  "):
+            for line in summary(profile):
+                say(line)
+            say("  everything")
+            # No accelerator was found, and none is there, are two things.
+            told = {**profile, "accelerators": None} if accelerators(profile) == "?" else profile
+            for line in outline(told, "    "):
                 say(line)
     elif profiles:
         rows = [[click.style(name, bold=True) for name in HEADER]]
@@ -131,24 +136,24 @@ def write_capture(result: RunResult, path: str) -> None:
 
 def row(host: str, profile: Mapping[str, Any]) -> list[str]:
     """Return a host's line of the table; what is unknown is a question mark."""
-    cpu, system, storage = _part(profile, "cpu"), _part(profile, "os"), _part(profile, "storage")
+    cpu, system, storage = part(profile, "cpu"), part(profile, "os"), part(profile, "storage")
     cores, threads = cpu.get("physical_cores"), cpu.get("logical_cores")
-    free = joined((_bytes(storage.get("free_bytes")), _known(storage.get("kind"), "")))
-    name = f"{_known(system.get('distribution'))} {_known(system.get('version'), '')}".strip()
+    free = joined((size(storage.get("free_bytes")), known(storage.get("kind"), "")))
+    name = f"{known(system.get('distribution'))} {known(system.get('version'), '')}".strip()
     limit = cpu.get("limit_cores")
-    memory = _part(profile, "memory")
+    memory = part(profile, "memory")
     memory_limit = memory.get("limit_bytes")
     return [
         clean(host),
         accelerators(profile),
         driver(profile),
-        _known(cpu.get("model") or cpu.get("architecture")),
-        _known(cores or threads)
+        known(cpu.get("model") or cpu.get("architecture")),
+        known(cores or threads)
         + (f" ({clean(threads)} threads)" if cores and threads and threads != cores else "")
         + (f", limit {limit:g}" if isinstance(limit, (int, float)) else ""),
-        _bytes(memory.get("total_bytes")) + (f", limit {_bytes(memory_limit)}" if memory_limit else ""),
+        size(memory.get("total_bytes")) + (f", limit {size(memory_limit)}" if memory_limit else ""),
         free,
-        joined((name, _inside(system))),
+        joined((name, inside(system))),
     ]
 
 
@@ -158,24 +163,22 @@ def accelerators(profile: Mapping[str, Any]) -> str:
     names: dict[str, int] = {}
     for one in found if isinstance(found, list) else []:
         if isinstance(one, dict):
-            name = " ".join(filter(None, (_known(one.get("name") or one.get("vendor")), _memory(one))))
+            name = " ".join(filter(None, (known(one.get("name") or one.get("vendor")), _memory(one))))
             names[name] = names.get(name, 0) + 1
-    if not names and "accelerators" in _part(profile, "unknown"):
+    if not names and "accelerators" in part(profile, "unknown"):
         return "?"
     return ", ".join(f"{number} x {name}" if number > 1 else name for name, number in names.items()) or "none"
 
 
 def driver(profile: Mapping[str, Any]) -> str:
     """Return the drivers of the accelerators and what they carry: ``535.54.03, CUDA 12.2``."""
-    state = _part(profile, "accelerator_driver")
+    state = part(profile, "accelerator_driver")
     said: list[str] = []
     found = profile.get("accelerators")
     for one in found if isinstance(found, list) else []:
         if not isinstance(one, dict):
             continue
-        version, runtime = one.get("driver_version"), one.get("runtime_version")
-        kind = RUNTIMES.get(str(one.get("vendor")), "")
-        text = joined((_known(version, ""), f"{kind}{clean(runtime)}" if runtime else ""))
+        text = driver_of(one)
         if text and text not in said:
             said.append(text)
     if state.get("mismatch") is True:
@@ -186,15 +189,15 @@ def driver(profile: Mapping[str, Any]) -> str:
 
 
 def _memory(one: Mapping[str, Any]) -> str:
-    memory, mig = _part(one, "memory"), _part(one, "mig")
+    memory, mig = part(one, "memory"), part(one, "mig")
     total = memory.get("total_bytes")
-    text = _bytes(total) if total else ("unified" if memory.get("unified") is True else "")
+    text = size(total) if total else ("unified" if memory.get("unified") is True else "")
     if mig.get("enabled") is True:
         slices: dict[str, int] = {}
-        for part in mig.get("slices") or []:
-            size = _bytes(_part({"one": part}, "one").get("memory_total_bytes"))
-            slices[size] = slices.get(size, 0) + 1
-        cut = ", ".join(f"{number} x {size}" for size, number in slices.items()) or "no device"
+        for one_slice in mig.get("slices") or []:
+            each = size(part({"one": one_slice}, "one").get("memory_total_bytes"))
+            slices[each] = slices.get(each, 0) + 1
+        cut = ", ".join(f"{number} x {each}" for each, number in slices.items()) or "no device"
         text = f"{text} (MIG: {cut})".strip()
     return text
 
@@ -219,22 +222,3 @@ def _outline_part(name: str, key: object, part: object, indent: str) -> Iterator
         yield f"{name} {part} ({format_bytes(part)})"
     else:
         yield f"{name} {'-' if part is None else 'none' if part in ({}, []) else clean(part)}"
-
-
-def _inside(system: Mapping[str, Any]) -> str:
-    if system.get("container"):
-        return f"in {clean(system['container'])}"
-    return "in a virtual machine" if system.get("virtual_machine") else ""
-
-
-def _part(profile: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    part = profile.get(name)
-    return part if isinstance(part, dict) else {}
-
-
-def _known(value: object, otherwise: str = "?") -> str:
-    return otherwise if value is None or value == "" else clean(value)
-
-
-def _bytes(value: object) -> str:
-    return format_bytes(value) if isinstance(value, int) else "?"
