@@ -89,12 +89,7 @@ def document(file: str, model: ModelFile, tensors: bool) -> dict[str, Any]:
     for name in ModelFile.__dataclass_fields__:
         if name not in ("tensors", "chat_templates"):
             answer[name] = getattr(model, name)
-    # JSON has no word for these numbers.
-    answer["metadata"] = {
-        key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in model.metadata.items()
-        if not isinstance(value, list)
-    }
+    answer["metadata"] = {key: _plain(value) for key, value in model.metadata.items()}
     answer["parameters"] = model.parameters
     answer["tensor_bytes"] = model.tensor_bytes
     answer["tensor_count"] = len(model.tensors)
@@ -106,3 +101,10 @@ def document(file: str, model: ModelFile, tensors: bool) -> dict[str, Any]:
     if tensors:
         answer["tensors"] = [vars(tensor) for tensor in model.tensors]
     return answer
+
+
+def _plain(value: Any) -> Any:
+    """Return ``value`` as JSON can say it: it has no word for numbers that are not finite."""
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
