@@ -406,6 +406,21 @@ def test_lspci_of_a_virtual_machine_has_no_accelerator(captures: Path) -> None:
     COMPARED["lspci-nnmmv.out"] = ["accelerators"]
 
 
+@pytest.mark.parametrize(
+    ("capture", "device", "file_system"),
+    [
+        ("centos-7.7/lsblk-allcols.out", "/dev/mapper/centos-root", "xfs"),
+        ("ubuntu-18.04/lsblk-allcols.out", "/dev/sda2", "ext4"),
+    ],
+)
+def test_lsblk(captures: Path, capture: str, device: str, file_system: str) -> None:
+    profile = profile_of(open_record(str(captures / "jc" / capture)))
+    found = {name: profile["storage"][name] for name in ("mount_point", "device", "file_system", "kind")}
+    # Both are virtual machines on a "VMware Virtual S" that calls itself rotating.
+    assert found == {"mount_point": "/", "device": device, "file_system": file_system, "kind": None}
+    COMPARED[f"jc/{capture}"] = list(found)
+
+
 def test_all_captures_obey_the_schema(captures: Path, checkout: Path) -> None:
     schema = json.loads((checkout / "docs" / "schemas" / "hardware-profile.schema.json").read_text(encoding="utf-8"))
     names = [*(f"nvidia-smi-xml/{name}" for name in NVIDIA), *AMD, "system_profiler/SPDisplays_apple-m1.json"]

@@ -20,7 +20,7 @@ from .pci import (
     read_link,
 )
 from .profile import Accelerator, AcceleratorMemory, Mig, PcieLink, PciFunction
-from .sources import Sources
+from .sources import OK, SLOW, Sources
 
 NO_NAME = ("Graphics Device", "NVIDIA Graphics Device")
 OF_ONE_VENDOR = {"nvidia": ("architecture", "compute_capability", "mig"), "amd": ("gfx_target", "memory.gtt_bytes")}
@@ -34,6 +34,7 @@ class Accelerators:
         self.origin = origin
         self.problems: Dict[str, str] = {}
         self.smi: Optional[nvidia.SmiReport] = None
+        self.amd_is_slow = False
 
     def of(self, vendor: str) -> List[int]:
         """Return the positions of a vendor's GPUs."""
@@ -106,8 +107,8 @@ def read_accelerators(
     kernel: Optional[str],
     unknown: Dict[str, str],
     origin: Dict[str, str],
-) -> Tuple[List[Accelerator], Optional[nvidia.SmiReport]]:
-    """Return the GPUs of a Linux host and what nvidia-smi came to, if it was asked.
+) -> Accelerators:
+    """Return the GPUs of a Linux host and what their vendors' tools came to, if they were asked.
 
     ``displays`` and ``bus`` are what ``read_bus`` returned, ``kernel`` is the
     release of the running kernel. Reasons go to ``unknown`` and sources to
@@ -134,7 +135,7 @@ def read_accelerators(
         unknown["accelerators"] = f"{PCI_DEVICES} cannot be read"
     for position, item in enumerate(found.items):
         add_reasons(item, f"accelerators.{position}", found.problems, bus, unknown)
-    return found.items, found.smi
+    return found
 
 
 def add_nvidia(sources: Sources, found: Accelerators, complete: bool) -> None:
@@ -168,12 +169,16 @@ def add_amd(sources: Sources, found: Accelerators, complete: bool, kernel: Optio
             found.apply(position, {"gfx_target": targets[pci.address]}, amd.KFD_NODES)
     if not complete or any(lacks(found.items[position]) for position in found.of("amd")):
         for arguments, parse in ((amd.AMD_SMI, amd.parse_amd_smi), (amd.ROCM_SMI, amd.parse_rocm_smi)):
-            output = amd.tool_output(sources, arguments)
-            if output is None:
+            name, result = f"{arguments[0]} --json", sources.run(arguments, amd.TIMEOUT_SECONDS)
+            if result.status == SLOW:
+                # The other one waits for the same driver.
+                found.problems["amd"], found.amd_is_slow = f"{arguments[0]} is slow: {result.error}", True
+                break
+            # Warnings about one GPU come with a code that says failed, and with all the others' JSON.
+            if result.status != OK and "{" not in result.output:
                 continue
-            name = f"{arguments[0]} --json"
             try:
-                found.merge("amd", parse(output), name, complete)
+                found.merge("amd", parse(result.output), name, complete)
             except HardwareOutputError as error:
                 found.problems["amd"] = f"{name}: {error}"
             if found.of("amd") and not any(lacks(found.items[position]) for position in found.of("amd")):

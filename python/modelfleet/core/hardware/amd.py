@@ -11,7 +11,7 @@ from typing import Any, Dict, List, Optional
 from .chips import amd_target, amd_unified
 from .facts import Facts, find_json, generation_of, hexadecimal, known, number, pci_address, size, whole
 from .pci import PCI_DEVICES
-from .sources import OK, Reader, Sources
+from .sources import Reader
 
 AMD_SMI = ("amd-smi", "static", "--json")
 ROCM_SMI = (
@@ -267,9 +267,3 @@ def _plain(value: object) -> Dict[str, Any]:
     if not isinstance(value, dict):
         return {}
     return {str(key).strip().rstrip(":").lower(): one for key, one in value.items()}
-
-
-def tool_output(sources: Sources, arguments: Any) -> Optional[str]:
-    """Return what a tool printed, None where it is not there, hangs, or printed nothing."""
-    result = sources.run(arguments, TIMEOUT_SECONDS)
-    return result.output if result.status == OK or "{" in result.output else None

@@ -60,6 +60,10 @@ def probe_sources(model_root: str, sources: Sources, platform: str = sys.platfor
         profile.os = read_system(sources, unknown)
         read_gpus(sources, profile)
         profile.storage = read_storage(sources, model_root, unknown)
+        if not sources.live and profile.storage.mount_point is None:
+            from . import lsblk
+
+            lsblk.read_storage(sources, profile.storage, unknown)
         origin.update(
             {
                 "cpu": "/proc/cpuinfo, /sys/devices/system/cpu, control groups",
@@ -96,9 +100,12 @@ def read_gpus(sources: Sources, profile: HardwareProfile) -> None:
     from .driver_state import read_driver_state
 
     kernel, unknown = profile.os.kernel, profile.unknown
-    profile.accelerators, smi = read_accelerators(sources, displays, bus, kernel, unknown, profile.sources)
-    profile.accelerator_driver = read_driver_state(sources, profile.accelerators, unknown)
-    add_smi(profile, smi)
+    found = read_accelerators(sources, displays, bus, kernel, unknown, profile.sources)
+    profile.accelerators = found.items
+    profile.accelerator_driver = state = read_driver_state(sources, found.items, unknown)
+    if state is not None and state.vendor == "amd":
+        state.slow = state.slow or found.amd_is_slow
+    add_smi(profile, found.smi)
 
 
 def add_smi(profile: HardwareProfile, smi: "Optional[SmiReport]") -> None:

@@ -12,6 +12,7 @@ Runs on the controller and ships to no host. A directory holds any of::
     system_profiler-SPDisplaysDataType.json
     sysctl.txt  sw_vers.txt   sysctl -a, sw_vers
     lspci-nnmmv.txt           lspci -nnmmv
+    lsblk.txt                 lsblk -O
     cpuinfo  meminfo  mounts  mountinfo  os-release
     sys/  proc/  etc/         trees
 
@@ -25,6 +26,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from ..errors import HardwareOutputError
 from . import amd, apple, macos, nvidia, nvidia_smi
+from .lsblk import LSBLK
 from .pci import LSPCI
 from .sources import ABSENT, FAILED, OK, READ_LIMIT_BYTES, CommandResult, Sources, Volume
 
@@ -46,6 +48,7 @@ COMMAND_FILES: Dict[str, Tuple[Tuple[str, ...], ...]] = {
     "sysctl.txt": (macos.SYSCTL, macos.WIRED_LIMIT),
     "sw_vers.txt": (macos.SW_VERS,),
     "lspci-nnmmv.txt": (LSPCI,),
+    "lsblk.txt": (LSBLK,),
 }
 FLAT_FILES = {
     "/proc/cpuinfo": "cpuinfo",
@@ -63,6 +66,7 @@ SIGNS = (
     ('"asic"', "amd-smi-static.json"),
     ('"card0"', "rocm-smi.json"),
     ("Slot:\t", "lspci-nnmmv.txt"),
+    (" MAJ:MIN ", "lsblk.txt"),
     ("GPU 0: ", "nvidia-smi-L.txt"),
     ("pci.bus_id", QUERY_FILE),
     ("memory.total", QUERY_FILE),
