@@ -68,6 +68,7 @@ def test_a_machine_with_a_gpu_replays_with_what_its_tools_said(monkeypatch: pyte
         ("127.0.0.1 ::1", "127.0.0.1 ::1"),
         ("<serial>1650522003820</serial>", "<serial>0000000000001</serial>"),
         ("<serial>N/A</serial>", "<serial>N/A</serial>"),
+        ("<pdi>0x123456789a0bcdef</pdi>", "<pdi>0x0000000000000001</pdi>"),
         ('"Serial Number": "692024000810"', '"Serial Number": "000000000001"'),
         ('"Unique ID": "0x2f048617326b1ea"', '"Unique ID": "0x000000000000001"'),
         ("    Serial Number              : 1322320055555", "    Serial Number              : 0000000000001"),

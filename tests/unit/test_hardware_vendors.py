@@ -441,6 +441,30 @@ def test_an_intel_mac_with_two_gpus_and_a_mac_in_a_virtual_machine() -> None:
     assert card["memory"]["budget_bytes"] == 8 * GIB and card["pcie"]["width_now"] == 16
 
 
+@pytest.mark.parametrize(
+    ("display", "vendor", "name", "size"),
+    [
+        (
+            {"_name": "kHW_NVidiaItem", "sppci_model": "NVIDIA GeForce GT 750M", "spdisplays_vram": "2 GB"},
+            "nvidia",
+            "",
+            2,
+        ),
+        ({"_name": "Radeon Pro 560", "spdisplays_vram": "4096 MB"}, "amd", "Radeon Pro 560", 4),
+        (
+            {"_name": "Intel Iris Pro", "spdisplays_vram_shared": "1536 MB", "sppci_model": "Intel Iris Pro"},
+            "intel",
+            "",
+            None,
+        ),
+    ],
+)
+def test_old_macs_name_no_vendor(display: dict[str, str], vendor: str, name: str, size: int | None) -> None:
+    (gpu,) = mac(display)["accelerators"]
+    assert (gpu["vendor"], gpu["name"]) == (vendor, name or display["sppci_model"])
+    assert gpu["memory"]["total_bytes"] == (size * GIB if size else None)
+
+
 # Names and chips
 
 

@@ -19,7 +19,7 @@ MAKERS = {"nvidia": "10de", "amd": "1002", "ati": "1002", "intel": "8086", "appl
 
 
 def vendor_id_of(entry: Dict[str, Any]) -> Optional[str]:
-    """Return the PCI vendor id: written as such, in brackets behind a name, or as the name alone."""
+    """Return the PCI vendor id: written as such, in brackets behind a name, alone, or before the model's."""
     for name in ("spdisplays_vendor-id", "spdisplays_vendor_id"):
         found = hexadecimal(entry.get(name))
         if found is not None:
@@ -29,15 +29,19 @@ def vendor_id_of(entry: Dict[str, Any]) -> Optional[str]:
     if match is not None:
         return match.group(1).lower()
     maker = re.sub(r"^sppci_vendor_", "", words).lower()
-    return next((number for name, number in MAKERS.items() if re.match(rf"{name}\b", maker)), None)
+    model = (known(entry.get("sppci_model")) or known(entry.get("_name")) or "").lower()
+    for text in (maker, model):
+        for name, number in MAKERS.items():
+            if re.match(rf"{name}\b", text):
+                return number
+    # A Radeon of the time when the maker's name was not part of it.
+    return MAKERS["amd"] if model.startswith("radeon") else None
 
 
 def entry_facts(entry: Dict[str, Any]) -> Facts:
     """Return the facts of one GPU; ``vendor`` is the profile's word for its maker."""
     vendor_id = vendor_id_of(entry)
     name = known(entry.get("sppci_model")) or known(entry.get("_name"))
-    if vendor_id is None and name is not None and name.startswith("Apple "):
-        vendor_id = "106b"
     vendor = VENDORS.get(vendor_id or "", "other")
     support = known(entry.get("spdisplays_mtlgpufamilysupport")) or known(entry.get("spdisplays_metal")) or ""
     metal = re.fullmatch(r"(?:spdisplays_metal|metal )?(\d{1,2})", support.lower(), re.ASCII)
@@ -75,7 +79,8 @@ def parse_displays(text: str) -> List[Facts]:
         if not isinstance(entry, dict) or vendor_id_of(entry) in DISPLAY_ONLY_VENDORS:
             continue
         kind = known(entry.get("sppci_device_type"))
-        if kind in (None, "spdisplays_gpu") and ("sppci_model" in entry or "spdisplays_vendor" in entry):
+        named = any(name in entry for name in ("sppci_model", "spdisplays_vendor", "spdisplays_vram", "sppci_cores"))
+        if kind in (None, "spdisplays_gpu") and named:
             found.append(entry_facts(entry))
     return found
 

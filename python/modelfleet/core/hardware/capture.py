@@ -38,7 +38,7 @@ DRIVER_PACKAGES = re.compile(
     r"nvidia|cuda|rocm|hip|hsa|amdgpu|linux-(image|headers|modules)|dkms|firmware|mesa|libdrm|pciutils"
 )
 GPU_VARIABLE = re.compile(r"\s*(export\s+)?(HSA|HIP|ROCR|ROCM|CUDA|NVIDIA|GPU)_")
-SERIAL_WORDS = r"serial|uuid|udid|guid|gpu[ _]pdi|unique.?id|host.?id|host.?name|fru.?id|fru part|asset.?tag|regid"
+SERIAL_WORDS = r"serial|uuid|udid|guid|\bpdi\b|unique.?id|host.?id|host.?name|fru.?id|fru part|asset.?tag|regid"
 SERIAL_FILES = re.compile(r"/(unique_id|serial|serial_number|\w+_serial|product_uuid|\w+_asset_tag)$")
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE)
 MAC = re.compile(r"(?<![0-9a-f:])[0-9a-f]{2}(?::[0-9a-f]{2}){5,19}(?![0-9a-f:])", re.IGNORECASE)
