@@ -64,6 +64,14 @@ def test_a_gpu_without_memory_of_its_own() -> None:
         assert profile["unknown"]["accelerators.0.memory.total_bytes"] == "unified with main memory"
 
 
+@pytest.mark.parametrize(("name", "capability"), [("Turing", "7.5"), ("Ada Lovelace", "8.9"), ("Ampere", None)])
+def test_a_blanked_device_id_leaves_the_architecture(name: str, capability: str | None) -> None:
+    gpu = f"<gpu><product_architecture>{name}</product_architecture>"
+    gpu += "<pci><pci_device_id>000010DE</pci_device_id></pci></gpu>"
+    (found,) = gpus_of({"nvidia-smi-q-x.xml": XML.format(gpu)})
+    assert (found["pci"]["device_id"], found["compute_capability"]) == (None, capability)
+
+
 def test_an_error_in_place_of_memory_is_not_unified() -> None:
     (gpu,) = gpus_of({"nvidia-smi-query-gpu.csv": "name, memory.total [MiB]\nTesla T4, [GPU requires reset]\n"})
     assert gpu["memory"]["unified"] is None and gpu["memory"]["total_bytes"] is None

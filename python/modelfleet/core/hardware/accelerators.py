@@ -152,7 +152,7 @@ def add_nvidia(sources: Sources, found: Accelerators, complete: bool) -> None:
         address = item.pci.address if item.pci is not None else None
         found.apply(position, nvidia.driver_facts(sources, address), nvidia.DRIVER_DIRECTORY)
         device_id = item.pci.device_id if item.pci is not None else None
-        found.apply(position, nvidia.chip_facts(device_id), "PCI device id")
+        found.apply(position, nvidia.chip_facts(device_id, item.architecture), "PCI device id, architecture")
 
 
 def add_amd(sources: Sources, found: Accelerators, complete: bool, kernel: Optional[str]) -> None:

@@ -43,6 +43,8 @@ NVIDIA_CHIPS = (
     (0x2F00, 0x2F7F, NvidiaChip("Blackwell", "12.0")),
     (0x3180, 0x31FF, NvidiaChip("Blackwell", "10.3")),
 )
+# Architectures whose chips all have one; Ampere and Blackwell have several.
+CAPABILITIES = {"Volta": "7.0", "Turing": "7.5", "Ada Lovelace": "8.9", "Hopper": "9.0"}
 AMD_CHIPS = (
     (0x1114, 0x1114, "gfx1152"),
     (0x13C0, 0x13C0, "gfx1036"),

@@ -11,7 +11,7 @@ from typing import Callable, List, NamedTuple, Optional, Tuple
 
 from ..errors import HardwareOutputError
 from . import nvidia_smi
-from .chips import nvidia_chip
+from .chips import CAPABILITIES, nvidia_chip
 from .facts import Facts, known
 from .profile import MigSlice
 from .sources import ABSENT, OK, SLOW, CommandResult, Reader, Sources
@@ -156,11 +156,11 @@ def driver_facts(reader: Reader, address: Optional[str]) -> Facts:
     return facts
 
 
-def chip_facts(device_id: Optional[str]) -> Facts:
-    """Return what the device id tells of the chip."""
+def chip_facts(device_id: Optional[str], architecture: Optional[str] = None) -> Facts:
+    """Return what the device id tells of the chip, or where it is not known the name of the architecture."""
     chip = nvidia_chip(device_id)
     if chip is None:
-        return {}
+        return {"compute_capability": CAPABILITIES.get(architecture or "")}
     return {
         # Of these no card can be cut; of the others some can.
         "mig.enabled": False if float(chip.compute_capability) < 8 or chip.compute_capability in WITHOUT_MIG else None,

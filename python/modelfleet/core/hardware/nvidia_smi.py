@@ -135,7 +135,8 @@ def add_ids(facts: Facts, device: object, subsystem: object) -> None:
         (subsystem, "pci.subsystem_device_id", "pci.subsystem_vendor_id"),
     ):
         both = hexadecimal(value, 8)
-        if both is not None and both != "0" * 8:
+        # A device of 0000 was blanked by whoever recorded it.
+        if both is not None and both[:4] != "0000":
             facts[first], facts[second] = both[:4], both[4:]
 
 
