@@ -109,6 +109,21 @@ def test_a_link_inside_a_record_is_followed(tmp_path: Path) -> None:
     assert replay(tmp_path, files)["os"]["version"] == "12"
 
 
+def test_what_needs_root_is_said_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tree(tmp_path, {"/proc/meminfo": "MemTotal: 4 kB\n", "/proc/cpuinfo": CPUINFO})
+    true_open = os.open
+
+    def refuse(path: str, *more: Any, **options: Any) -> int:
+        if str(path).endswith("/proc/meminfo"):
+            raise PermissionError(13, "Permission denied")
+        return true_open(path, *more, **options)
+
+    monkeypatch.setattr("modelfleet.core.hardware.sources.os.open", refuse)
+    profile = profile_to_dict(probe("/opt", root=str(tmp_path)))
+    assert profile["unknown"]["memory.total_bytes"] == "/proc/meminfo cannot be read: it needs root"
+    assert profile["unknown"]["os.kernel"] == "/proc/sys/kernel/osrelease cannot be read"
+
+
 def test_a_named_pipe_in_a_record_does_not_hang(tmp_path: Path) -> None:
     write_tree(tmp_path, {"/proc/": ""})
     os.mkfifo(tmp_path / "proc" / "cpuinfo")

@@ -72,6 +72,9 @@ def probe_sources(model_root: str, sources: Sources, platform: str = sys.platfor
                 "os": "/etc/os-release, /proc, /sys/class/dmi, /sys/firmware/efi",
             }
         )
+    for name, reason in unknown.items():
+        if any(path in reason for path in sources.denied):
+            unknown[name] = f"{reason}: it needs root"
     if sources.live:
         profile.python = PythonInterpreter(".".join(str(part) for part in sys.version_info[:3]), sys.executable)
         profile.account = read_account(unknown)

@@ -10,7 +10,7 @@ import selectors
 import signal
 import subprocess
 import time
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 # No file or output that the probe reads comes near this; a planted endless one must not fill the memory.
 READ_LIMIT_BYTES = 8 * 1024 * 1024
@@ -61,6 +61,8 @@ class Reader:
 
     def __init__(self, root: str = "/") -> None:
         self.root = root.rstrip("/")
+        # What is there and this account may not read.
+        self.denied: Set[str] = set()
 
     @property
     def live(self) -> bool:
@@ -81,6 +83,9 @@ class Reader:
                 if not self._inside(path):
                     return None
                 return stream.read(READ_LIMIT_BYTES).decode("utf-8", "replace")
+        except PermissionError:
+            self.denied.add(path)
+            return None
         except OSError:
             return None
 
