@@ -1,6 +1,6 @@
 """Fuzz the readers of model files with atheris: nothing but FormatError may come out of them.
 
-    pip install -e '.[fuzz]'
+    pip install -e '.[test]'
     python tests/fuzz/fuzz_formats.py -max_total_time=60
 
 The first byte of an input picks the reader. Without a corpus folder among the arguments a temporary one is filled with

@@ -148,6 +148,19 @@ def test_a_string_of_many_gigabytes_is_not_read() -> None:
     assert refused(read_gguf, what, most_read=4 * 1024 * 1024).field == "k"
 
 
+@pytest.mark.parametrize(
+    "many",
+    [
+        [pair(f"k{one}", STRING, string(bytes(4096))) for one in range(9000)],
+        [pair(f"k{one}", ARRAY, array(INT32, 4096, b"\xff" * 16_384)) for one in range(2500)],
+        [pair(f"{one:05d}" * 13_000, BOOL, b"\x01") for one in range(700)],
+    ],
+    ids=["strings", "numbers", "keys"],
+)
+def test_what_is_kept_is_bounded(many: list[bytes]) -> None:
+    refused(read_gguf, source(gguf([*many, pair("last", BOOL, b"\x02")])))
+
+
 def test_what_an_attacker_wrote_comes_out_harmless() -> None:
     evil = pair("\x1b]0;owned\x07\u202e", BOOL, b"\x02")
     error = refused(read_gguf, source(gguf([evil]), name="x"))

@@ -34,9 +34,12 @@ DEFAULT_ALIGNMENT = 32
 MAX_ARRAY_STRINGS = 2_000_000
 MAX_EMPTY_STRINGS = 65_536
 MAX_BOOL_COUNT = 16 * 1024 * 1024
-# What is kept for the description; the rest is only judged.
+MAX_ALL_KEY_BYTES = 8 * 1024 * 1024
+# What is kept for the description, of one value and of all; the rest is only judged.
 KEPT_NUMBERS = 4096
 KEPT_STRING_BYTES = 4096
+KEPT_ALL_NUMBERS = 262_144
+KEPT_ALL_STRING_BYTES = 4 * 1024 * 1024
 MAX_TEMPLATES = 64
 # Marks of the known ways out of Jinja's sandbox.
 TEMPLATE_MARKS = ("__", "lipsum", "cycler", "attr(")
@@ -78,6 +81,9 @@ class _Reader:
         self.kinds: Dict[str, int] = {}
         self.array_strings = 0
         self.empty_strings = 0
+        self.key_bytes = 0
+        self.numbers_left = KEPT_ALL_NUMBERS
+        self.string_bytes_left = KEPT_ALL_STRING_BYTES
 
     def read(self) -> ModelFile:
         window, source, model = self.window, self.source, self.model
@@ -124,6 +130,9 @@ class _Reader:
         key = self._text("key", MAX_KEY_BYTES)
         if not key or key in self.kinds or key in RESERVED_KEYS:
             raise self.source.refuse("key", key or "an empty one", "keys that are not empty, unique, and not reserved")
+        self.key_bytes += len(key)
+        if self.key_bytes > MAX_ALL_KEY_BYTES:
+            raise self.source.refuse("key", f"{self.key_bytes} bytes of keys", f"at most {MAX_ALL_KEY_BYTES} bytes")
         (kind,) = self.window.unpack(_TYPE, key)
         if kind >= len(VALUE_TYPE_NAMES):
             raise self.source.refuse(key, f"value type {kind}", "0 to 12")
@@ -144,7 +153,8 @@ class _Reader:
             if len(self.model.chat_templates) == MAX_TEMPLATES:
                 raise self.source.refuse(key, "one template more", f"at most {MAX_TEMPLATES} chat templates")
             self.model.chat_templates[key] = judge_template(raw)
-        elif len(raw) <= KEPT_STRING_BYTES:
+        elif len(raw) <= min(KEPT_STRING_BYTES, self.string_bytes_left) or key == "general.architecture":
+            self.string_bytes_left -= len(raw)
             self.model.metadata[key] = raw.decode("utf-8", "replace")
 
     def _array(self, key: str) -> None:
@@ -162,7 +172,8 @@ class _Reader:
             self._skip_strings(key, count)
         elif kind == BOOL:
             self._bools(key, count)
-        elif count <= KEPT_NUMBERS and len(self.model.array_lengths) <= KEPT_NUMBERS:
+        elif count <= min(KEPT_NUMBERS, self.numbers_left):
+            self.numbers_left -= count
             layout = struct.Struct(f"<{count}{NUMBERS[kind]}")
             self.model.metadata[key] = list(self.window.unpack(layout, key))
         else:
@@ -177,7 +188,8 @@ class _Reader:
             wrong = part.translate(None, b"\x00\x01")
             if wrong:
                 raise self.source.refuse(key, f"a bool of {wrong[0]}", "0 or 1")
-            if count <= KEPT_NUMBERS:
+            if count <= min(KEPT_NUMBERS, self.numbers_left):
+                self.numbers_left -= count
                 self.model.metadata[key] = [value == 1 for value in part]
             left -= len(part)
 
@@ -292,6 +304,10 @@ class _Reader:
                 kind = self.kinds.get("general.architecture")
                 found = "none" if kind is None else VALUE_TYPE_NAMES[kind]
                 raise self.source.refuse("general.architecture", found, "a string that is not empty")
+            if len(str(architecture)) > KEPT_STRING_BYTES:
+                raise self.source.refuse(
+                    "general.architecture", architecture, f"at most {KEPT_STRING_BYTES} characters"
+                )
             model.architecture = str(architecture)
         name, tokenizer = data.get("general.name"), data.get("tokenizer.ggml.model")
         model.name = name if isinstance(name, str) else None
