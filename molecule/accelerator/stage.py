@@ -54,6 +54,12 @@ FAULTS = {
     "held-package": {"/var/lib/dpkg/status": "Package: nvidia-kernel-dkms\nStatus: hold ok installed\n"},
     # The module is there, unsigned, and the kernel has not let it in.
     "secure-boot": {SECURE_BOOT: "\x06\0\0\0\x01", **LOADED},
+    # Installed, and never started: nouveau has the card.
+    "nouveau": {
+        "/proc/modules": "nouveau 3100672 1 - Live 0x0\n",
+        "/proc/driver/nvidia/version": None,
+        CARD + "/driver": "-> ../../../../bus/pci/drivers/nouveau",
+    },
     # DKMS could not build for the kernel that runs now.
     "missing-header": {
         "/lib/modules/" + KERNEL + "/build": None,
