@@ -10,8 +10,9 @@ from typing import Any
 import click
 
 from ..core.errors import ModelfleetError
-from ..core.formats.judge import describe
+from ..core.formats.judge import describe, describe_source
 from ..core.formats.model import ModelFile
+from ..core.formats.ranges import is_url, open_url
 from ..core.units import format_bytes
 from .text import clean, count, say, say_json, table
 
@@ -19,19 +20,23 @@ SCHEMA_VERSION = 1
 
 
 @click.command()
-@click.argument("file", metavar="FILE|FOLDER")
+@click.argument("file", metavar="FILE|FOLDER|URL")
 @click.option("--tensors", is_flag=True, help="List every tensor.")
 @click.option("--json", "as_json", is_flag=True, help="Answer with one JSON document.")
 def command(file: str, tensors: bool, as_json: bool) -> int:
     """Judge a model file by its format's rules and describe it, or refuse it with exit code 1.
 
     Reads the header only: GGUF, safetensors, ONNX and whisper.cpp's older format. A split or sharded model is judged
-    whole, by its first file, its index or its folder. Nothing in a file is ever run.
+    whole, by one of its files, its index or its folder. Nothing in a file is ever run. Of an address (https://… or
+    hf://OWNER/NAME@REVISION/FILE) only the header is fetched, and that one file is judged.
     """
     try:
-        model = describe(file)
+        model = describe_source(open_url(file)) if is_url(file) else describe(file)
     except OSError as error:
         raise ModelfleetError(f"{clean(file)}: {error.strerror or error}") from None
+    if is_url(file):
+        # What follows may be a signature, which is a secret.
+        file = file.split("?")[0]
     if as_json:
         say_json(document(file, model, tensors))
         return 0

@@ -81,7 +81,13 @@ def describe(path: str) -> ModelFile:
 
 def describe_source(source: Source) -> ModelFile:
     """Judge and describe one file that only ``source`` can read; other files that it names are not looked at."""
-    return _read(source, recognise(source), os.path.splitext(source.name)[1].lower(), None)
+    model = _read(source, recognise(source), os.path.splitext(source.name)[1].lower(), None)
+    position = split_position(model) if model.format == "gguf" else None
+    if position:
+        model.warnings.append(f"file {position[0] + 1} of {position[1]}; the others were not looked at")
+    elif model.files:
+        model.warnings.append(f"its {len(model.files)} files of external data were not looked at")
+    return model
 
 
 def _read(source: Source, kind: str, suffix: str, folder: Optional[str]) -> ModelFile:
