@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
 import struct
@@ -30,9 +31,11 @@ from fuzz.seeds import (
 from modelfleet.cli import main
 from modelfleet.core.errors import FormatError
 from modelfleet.core.formats.auxiliary import judge_names
+from modelfleet.core.formats.gguf import read_gguf
 from modelfleet.core.formats.judge import describe, judge
 from modelfleet.core.formats.legacy_ggml import read_legacy_ggml
 from modelfleet.core.formats.recognise import recognise
+from modelfleet.core.formats.source import FileSource
 from test_formats_gguf import source
 
 UINT16 = 2
@@ -242,6 +245,23 @@ def test_a_folder_is_judged_whole(tmp_path: Path) -> None:
     put(tmp_path, "pytorch_model.bin", PICKLES["protocol 2"])
     with pytest.raises(FormatError, match="pickle"):
         describe(str(tmp_path))
+
+
+def test_only_a_regular_file_is_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.gguf")
+    with pytest.raises(FormatError, match="a regular file"):
+        describe(str(tmp_path / "pipe.gguf"))
+    with pytest.raises(FormatError, match="a regular file"):
+        judge("/dev/zero", "zero.gguf")
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    path = put(tmp_path, "m.gguf", gguf_seed())
+    with FileSource(path) as opened:
+        os.truncate(path, 100)
+        with pytest.raises(FormatError) as caught:
+            read_gguf(opened)
+    assert caught.value.field == "size"
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
