@@ -104,7 +104,7 @@ def document(file: str, model: ModelFile, tensors: bool) -> dict[str, Any]:
         for key, template in model.chat_templates.items()
     }
     if tensors:
-        answer["tensors"] = [vars(tensor) for tensor in model.tensors]
+        answer["tensors"] = [tensor._asdict() for tensor in model.tensors]
     return answer
 
 

@@ -1,11 +1,10 @@
 """What a reader has learned of a model file: enough to describe it and to reckon its memory."""
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 
-@dataclass(frozen=True)
-class Tensor:
+class Tensor(NamedTuple):
     """One tensor: ``offset`` counts from the start of the tensor data, sizes are in bytes, shape in elements."""
 
     name: str
