@@ -124,6 +124,7 @@ def host_checks(result: RunResult, host: str, apply: str) -> Iterator[Check]:
         yield Check(
             "MF-HOST-001", host, title, "fail", _why_not(result, host), "put that right, then ./modelfleet doctor"
         )
+    yield from readiness_checks(fact(result, host, "modelfleet_readiness"), host)
     for item in ITEMS:
         tasks = [task for task in of_host(result, host) if task.role in item.roles]
         failed = [task for task in tasks if task.status in ("failed", "unreachable") and not task.ignored]
@@ -140,6 +141,22 @@ def host_checks(result: RunResult, host: str, apply: str) -> Iterator[Check]:
         if status == "pass" and "verification" in item.roles:
             measured = count(sum(1 for proof in proofs(result) if proof["host"] == host), "proof") + " on record"
         yield Check(item.id, host, item.title, status, measured, cure)
+
+
+def readiness_checks(readiness: Any, host: str) -> Iterator[Check]:
+    """Yield what of the host's readiness does not pass.
+
+    A fault of a driver fails. Hardware below the profiles of requirements warns: inference on it is slow or small, not
+    impossible, and ``accelerator_required_profile`` is there for those who want it refused.
+    """
+    found = readiness.get("checks") if isinstance(readiness, dict) else None
+    for check in found if isinstance(found, list) else []:
+        if not isinstance(check, dict) or check.get("status") not in ("warn", "fail"):
+            continue
+        texts = {name: str(check.get(name) or "") for name in ("id", "title", "measured", "required", "cure")}
+        status = "fail" if check["status"] == "fail" and texts["id"].startswith("MF-DRV-") else "warn"
+        measured = f"{texts['measured']} (wanted: {texts['required']})" if texts["required"] else texts["measured"]
+        yield Check(texts["id"], host, f"{texts['id']} {texts['title']}", status, measured, texts["cure"])
 
 
 def hardware(profile: dict[str, Any]) -> str:
