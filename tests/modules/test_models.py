@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from modelfleet.core.privilege import Account
 from support.grounds import needs_root
+from support.models import gguf
 from support.work import result_of
 
 Call = Callable[..., dict[str, Any]]
 
-CONTENT = b"GGUF" + bytes(1000)
+CONTENT = gguf(b"x" * 1000)
 NAME = "chat/7b/small.gguf"
 WANTED = [{"model": "small"}]
 
@@ -44,7 +45,7 @@ def test_check_mode_tells_what_a_run_publishes(call: Call, store: Path, owner: A
     assert call() == predicted
     plan = predicted["ansible_facts"]["modelfleet_plan"]
     assert predicted["changed"] is True and predicted["published"] == [NAME]
-    assert predicted["diff"]["after"] == f"{NAME}: 1004 bytes, sha256 {hashlib.sha256(CONTENT).hexdigest()}\n"
+    assert predicted["diff"]["after"] == f"{NAME}: {len(CONTENT)} bytes, sha256 {hashlib.sha256(CONTENT).hexdigest()}\n"
     assert plan["store_path"] == str(store) and plan["schema_version"] == 1 and plan["bytes_to_fetch"] == 1004
     assert [(model["model"], model["action"]) for model in plan["models"]] == [("small", "fetch")]
     assert (store / NAME).read_bytes() == CONTENT and (store / NAME).stat().st_uid == owner.uid

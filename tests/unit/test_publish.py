@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from modelfleet.core import publishing
 from modelfleet.core.catalog import PinnedFile, Variant, WheelPin
-from modelfleet.core.errors import FetchError, IntegrityError, ModelfleetError, UnsafePathError
+from modelfleet.core.errors import FetchError, FormatError, IntegrityError, ModelfleetError, UnsafePathError
 from modelfleet.core.fetch.package_index import PackageIndexSettings
 from modelfleet.core.jobs import Progress
 from modelfleet.core.planning import HostPlan, plan_host
@@ -28,9 +28,10 @@ from modelfleet.core.store.publish import publish, record, refuse_irregular
 from modelfleet.core.store.tree import Tree, converge
 from support.grounds import needs_root
 from support.index import make_wheel, sha256
+from support.models import gguf
 
 NAME = "chat/7b/model.gguf"
-CONTENT = b"GGUF" + bytes(100_000)
+CONTENT = gguf(b"x" * 100_000)
 
 
 class TestPublish:
@@ -209,9 +210,9 @@ class TestCarryOut:
 
     def test_a_new_version_replaces_the_old_one(self, store: Path, source: Path) -> None:
         run(store, pinned(source))
-        source.write_bytes(b"GGUF new")
+        source.write_bytes(gguf(b"new"))
         assert run(store, pinned(source)) == [NAME]
-        assert (store / NAME).read_bytes() == b"GGUF new"
+        assert (store / NAME).read_bytes() == gguf(b"new")
 
     def test_an_update_that_fails_leaves_the_last_good_file(self, store: Path, source: Path) -> None:
         old = pinned(source)
@@ -243,10 +244,17 @@ class TestCarryOut:
         with pytest.raises(ModelfleetError) as caught:
             run(store, pinned(source))
         assert str(caught.value) == (
-            f"{store}: 97.7 KiB are needed, 1.0 KiB are free; "
+            f"{store}: 97.8 KiB are needed, 1.0 KiB are free; "
             "free some space, or set model_store_path to another file system"
         )
         assert not (store / NAME).exists()
+
+    def test_a_file_that_is_pinned_but_no_model_is_refused(self, store: Path, source: Path) -> None:
+        source.write_bytes(b"GGUF" + bytes(100))
+        with pytest.raises(FormatError) as caught:
+            run(store, pinned(source))
+        assert NAME in str(caught.value)
+        assert not (store / NAME).exists() and left_in_flight(store) == []
 
     @pytest.mark.parametrize("what", ["symlink", "directory"])
     def test_something_irregular_in_the_way(self, ground: Path, store: Path, source: Path, what: str) -> None:

@@ -8,6 +8,7 @@ from .catalog import PinnedFile
 from .errors import ModelfleetError, UnsafePathError
 from .fetch.package_index import PackageIndexSettings
 from .fetch.transfer import fetch, hash_file, sweep
+from .formats.judge import judge
 from .jobs import Progress
 from .planning import HostPlan, ModelPlan, disk_bytes
 from .privilege import acting_as
@@ -104,6 +105,7 @@ def _publish_one(
     temporary = fetch(file, os.path.join(store_path, TEMPORARY), settings, progress)
     progress.update(f"publishing {os.path.basename(final)}")
     try:
+        judge(temporary, file.path)
         publish(store_path, manifest, temporary, file.path, **about)
     finally:
         with contextlib.suppress(FileNotFoundError):
