@@ -89,10 +89,8 @@ import os
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.modelfleet.core.catalog import select
 from ansible.module_utils.modelfleet.core.errors import ModelfleetError
-from ansible.module_utils.modelfleet.core.fetch.package_index import PackageIndexSettings
 from ansible.module_utils.modelfleet.core.jobs import Progress, describe_os_error, start
 from ansible.module_utils.modelfleet.core.planning import HostPlan, plan_host
-from ansible.module_utils.modelfleet.core.publishing import carry_out
 from ansible.module_utils.modelfleet.core.store.layout import resolve_store_path
 from ansible.module_utils.modelfleet.core.store.manifest import read_manifest
 from ansible.module_utils.modelfleet.core.store.tree import store_owner
@@ -131,6 +129,10 @@ def run(params: dict, check_mode: bool) -> dict:
     }
     if check_mode or not missing:
         return result
+    # Loading what fetches takes longer than all of the above: a run with nothing to do does without.
+    from ansible.module_utils.modelfleet.core.fetch.package_index import PackageIndexSettings
+    from ansible.module_utils.modelfleet.core.publishing import carry_out
+
     # Said now rather than by the work in the background.
     store_owner(store_path)
     settings = PackageIndexSettings.from_environment(os.environ, params["ca_bundle"] or None)

@@ -163,9 +163,7 @@ import platform
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.modelfleet.core.errors import ModelfleetError, RuntimeBuildError
-from ansible.module_utils.modelfleet.core.fetch.package_index import PackageIndexSettings
 from ansible.module_utils.modelfleet.core.jobs import Progress, describe_os_error, start
-from ansible.module_utils.modelfleet.core.runtime.build import Builder, Package
 from ansible.module_utils.modelfleet.core.runtime.environment import (
     BUILD_TOOLS,
     Wanted,
@@ -248,6 +246,10 @@ def run(params: dict, check_mode: bool) -> dict:
         raise RuntimeBuildError(
             "the modelfleet package was not brought to the host", "run this module through its action plugin"
         )
+    # Loading what builds takes longer than the comparison above: a run with nothing to do does without.
+    from ansible.module_utils.modelfleet.core.fetch.package_index import PackageIndexSettings
+    from ansible.module_utils.modelfleet.core.runtime.build import Builder, Package
+
     settings = PackageIndexSettings.from_environment(os.environ, params["ca_bundle"] or None)
     package = Package(params["package_path"], params["package_sha256"])
     brought = Package(params["wheel_path"], params["wheel_sha256"]) if params["wheel_path"] else None
