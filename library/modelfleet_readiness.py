@@ -68,7 +68,8 @@ ansible_facts:
   contains:
     modelfleet_readiness:
       description:
-        - C(status), the worst of all checks; C(checks), each with C(id), C(title), C(status), C(measured), C(required)
+        - C(status), the worst of all checks; C(accelerator_ready), whether there is a GPU and no check fails that keeps
+          a process from using it; C(checks), each with C(id), C(title), C(status), C(measured), C(required)
           and C(cure); C(nvidia_modules), which of NVIDIA's kernel modules serve all cards of the machine
           (V(open), V(proprietary), V(either), V(older), V(mixed), or null where there is no such card).
       type: dict

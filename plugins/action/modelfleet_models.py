@@ -7,8 +7,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-# Plain ansible-playbook may run in an environment that does not have the package installed.
-sys.path.append(str(Path(__file__).resolve().parents[2] / "python"))
+# Plain ansible-playbook may run in an environment that has no package, or that of another checkout.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "python"))
 
 from modelfleet.actions import BackgroundAction
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 
-# Plain ansible-playbook may run in an environment that does not have the package installed.
-sys.path.append(str(Path(__file__).resolve().parents[2] / "python"))
+# Plain ansible-playbook may run in an environment that has no package, or that of another checkout.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "python"))
 
 from modelfleet.core.errors import ModelfleetError
 from modelfleet.core.hardware.readiness import readiness_to_dict

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from modelfleet.core.errors import ConfigurationError
 from modelfleet.core.hardware.nvidia_cards import flavour_of_device, flavour_of_machine
-from modelfleet.core.hardware.readiness import RULES, Check, check, worst
+from modelfleet.core.hardware.readiness import RULES, Check, check, readiness_to_dict, worst
 from modelfleet.core.hardware.requirements import parse_requirements
 
 GIB = 1024**3
@@ -217,6 +217,26 @@ def test_a_machine_without_a_gpu_is_served() -> None:
     checks = check({**READY, "accelerators": [], "accelerator_driver": None})
     assert not_passed(checks) == {"MF-GPU-001": "warn"}
     assert not [one.id for one in checks if one.id.startswith("MF-DRV")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "ready"),
+    [
+        ({}, True),
+        ({DRIVER + "packages.held": ["nvidia-driver"]}, True),
+        ({DRIVER + "persistence_daemon": "inactive"}, True),
+        ({DRIVER + "reboot_pending": True, DRIVER + "reboot_reasons": ["kernel 6.1.0-41-amd64 is installed"]}, True),
+        ({DRIVER + "reboot_pending": True, DRIVER + "reboot_reasons": ["the driver was installed"]}, False),
+        ({DRIVER + "mismatch": True, DRIVER + "library_version": "580.65.06"}, False),
+        ({DRIVER + "nouveau_loaded": True, DRIVER + "loaded_version": None}, False),
+    ],
+)
+def test_a_gpu_is_ready_only_where_nothing_stops_a_process(changes: dict[str, Any], ready: bool) -> None:
+    assert readiness_to_dict(changed(READY, changes))["accelerator_ready"] is ready
+
+
+def test_no_gpu_is_not_a_ready_one() -> None:
+    assert readiness_to_dict({**READY, "accelerators": [], "accelerator_driver": None})["accelerator_ready"] is False
 
 
 def test_what_is_unknown_is_no_pass() -> None:

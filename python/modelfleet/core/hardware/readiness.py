@@ -17,6 +17,10 @@ from .requirements import GB, Requirements, parse_requirements
 from .verdict import FAIL, PASS, WARN, Rule, Verdict, graded, unknown
 
 APPLY = "run ./modelfleet apply (role accelerator)"
+# What keeps a process from using the GPU now; the other driver checks tell of the next boot, or of the next change.
+STOPS_INFERENCE = frozenset(
+    ["MF-GPU-003", "MF-GPU-004", *(f"MF-DRV-{number:03}" for number in (1, 3, 4, 5, 6, 7, 16, 18, 19))]
+)
 
 
 @dataclass(frozen=True)
@@ -243,6 +247,13 @@ def worst(checks: List[Check]) -> str:
     return next((status for status in (FAIL, WARN) if status in found), PASS)
 
 
+def accelerator_ready(profile: Mapping[str, Any], checks: List[Check]) -> bool:
+    """Tell whether a process may be told to use the GPU: there is one, and no check that stops inference fails."""
+    return bool(Facts(profile).accelerators) and not any(
+        one.status == FAIL and one.id in STOPS_INFERENCE for one in checks
+    )
+
+
 def readiness_to_dict(profile: Mapping[str, Any], requirements: Optional[Mapping[str, Any]] = None) -> Dict[str, Any]:
     """Return the readiness of a machine as plain data: what the fact ``modelfleet_readiness`` holds.
 
@@ -253,6 +264,7 @@ def readiness_to_dict(profile: Mapping[str, Any], requirements: Optional[Mapping
     return {
         "schema_version": 1,
         "status": worst(checks),
+        "accelerator_ready": accelerator_ready(profile, checks),
         "checks": [asdict(one) for one in checks],
         "nvidia_modules": flavour_of_machine(Facts(profile).accelerators),
     }
