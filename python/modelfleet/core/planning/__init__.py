@@ -7,9 +7,9 @@ every model.
 import os
 from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
-from .catalog import PinnedFile, Variant
-from .store.manifest import FileRecord, Manifest
-from .units import format_bytes
+from ..catalog import PinnedFile, Variant
+from ..store.manifest import FileRecord, Manifest
+from ..units import format_bytes
 
 SCHEMA_VERSION = 1
 
@@ -25,7 +25,7 @@ class ModelPlan(NamedTuple):
     @property
     def bytes_to_fetch(self) -> int:
         """Bytes that cross the network, a carrying wheel counted whole."""
-        return sum(file.wheel.size if file.wheel else file.size for file in self.missing)
+        return sum(file.wheel.size if file.wheel else file.size or 0 for file in self.missing)
 
 
 class HostPlan(NamedTuple):
@@ -65,7 +65,7 @@ class HostPlan(NamedTuple):
 
 def disk_bytes(files: Sequence[PinnedFile]) -> int:
     """Return the bytes that must be free before ``files`` are fetched: all of them, and the largest wheel beside."""
-    return sum(file.size for file in files) + max((file.wheel.size for file in files if file.wheel), default=0)
+    return sum(file.size or 0 for file in files) + max((file.wheel.size for file in files if file.wheel), default=0)
 
 
 def plan_host(store_path: str, variants: Sequence[Variant], manifest: Manifest) -> HostPlan:
@@ -80,7 +80,7 @@ def _plan_model(store_path: str, variant: Variant, manifest: Manifest) -> ModelP
         reason = _why_missing(store_path, file, manifest.get(file.path))
         if reason:
             missing.append(file)
-            reasons.append(f"{file.path} ({format_bytes(file.size)}) {reason}")
+            reasons.append(f"{file.path} ({format_bytes(file.size or 0)}) {reason}")
     if not missing:
         return ModelPlan(variant, "keep", "published, and untouched since", ())
     return ModelPlan(variant, "fetch", "; ".join(reasons), tuple(missing))
