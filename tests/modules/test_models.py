@@ -90,7 +90,7 @@ def test_no_wishes(call: Call) -> None:
         ),
         ({"catalog": [{"id": "small"}]}, "catalog entry small: 'category' is missing; write 'category: …'"),
         ({"lock": {}}, "the lock has schema_version None, this release reads 1"),
-        ({"lock": {"schema_version": 1}}, "the lock's entry for small (q4_0) is malformed; restore models.lock.json"),
+        ({"lock": {"schema_version": 1}}, "the lock's models are no mapping; they must be one of ids"),
     ],
 )
 def test_what_cannot_be_meant_is_told_in_check_mode_too(call: Call, change: dict[str, Any], message: str) -> None:

@@ -104,7 +104,10 @@ class TestSelect:
         assert second.quantization == "fp16" and second.check is None and second.licence is None
 
     def test_the_order_of_the_wishes_and_each_once(self) -> None:
-        wishes = [{"model": "bare"}, {"model": "small"}, {"model": "bare"}, {"model": "small", "quantization": "q4_0"}]
+        wishes: Any = [
+            *({"model": "bare"}, {"model": "small"}, {"model": "bare"}),
+            {"model": "small", "quantization": "q4_0"},
+        ]
         assert [variant.model for variant in select(wishes, CATALOG, LOCK)] == ["bare", "small"]
         assert select([], CATALOG, LOCK) == []
 
@@ -113,8 +116,9 @@ class TestSelect:
         (variant,) = select([{"model": "small"}], [*CATALOG, own], LOCK)
         assert variant.files[0].path == "chat/specialized/small.q4_0.gguf"
 
-    def test_what_nobody_wants_may_be_wrong(self) -> None:
-        assert select([{"model": "bare"}], changed(CATALOG, [0, "category"], "nonsense"), LOCK)
+    def test_everything_is_judged_whoever_wants_it(self) -> None:
+        text = message([{"model": "bare"}], changed(CATALOG, [0, "category"], "nonsense"))
+        assert "catalog entry small: category 'nonsense' is no directory of the store" in text
 
     def test_two_quantizations_of_a_model(self) -> None:
         wishes = [{"model": "small"}, {"model": "small", "quantization": "q8_0"}]
@@ -146,13 +150,16 @@ class TestWishes:
             ([{"model": 7}], "models_wanted entry 1: 'model' is not a text"),
             ([{"model": ""}], "models_wanted entry 1: 'model' is not a text"),
             ([{"model": "small", "quantisation": "q4_0"}], "models_wanted entry 1 has the unknown key 'quantisation'"),
-            ([{"model": "small", 1: 2, "x": 3}], "models_wanted entry 1 has the unknown key 1; allowed are model and"),
+            (
+                [{"model": "small", 1: 2, "x": 3}],
+                "models_wanted entry 1 has the unknown key 1; allowed are model, task, use",
+            ),
             ([{"model": "smal"}], "the catalog has no model 'smal' (did you mean small?); correct the name, or add"),
             ([{"model": "zzz"}], "the catalog has no model 'zzz'; correct the name, or add the model to models_cat"),
             ([{"model": "a\nb"}], r"the catalog has no model 'a\nb'"),
             (
                 [{"model": "small", "quantization": "q4_k"}],
-                "catalog entry small has no quantization 'q4_k' (did you mean q4_0",
+                "models_wanted entry 1: small has no quantization 'q4_k' (did you mean q4_0",
             ),
             ([{"model": "small", "quantization": 4}], "has no quantization '4'; use one of q8_0, q4_0"),
         ],
@@ -173,7 +180,7 @@ class TestCatalog:
             (
                 [0, "category"],
                 "chat/8b",
-                "category 'chat/8b' is no directory of the store; use one of chat/7b, chat/13b",
+                "category 'chat/8b' is no directory of the store (did you mean chat/7b or chat/13b",
             ),
             ([0, "category"], "../../etc", "category '../../etc' is no directory of the store"),
             ([0, "category"], "cache/temp", "category 'cache/temp' is no directory of the store"),
@@ -181,14 +188,18 @@ class TestCatalog:
             ([0, "variants"], {}, "variants is missing or empty"),
             ([0, "variants"], ["q4_0"], "variants is missing or empty"),
             ([0, "default_quantization"], "q5_0", "catalog entry small has no quantization 'q5_0'"),
-            ([0, "variants", "q4_0"], None, "catalog entry small: q4_0 lists no files; list each with its name and so"),
-            ([0, "variants", "q4_0"], [], "q4_0 lists no files"),
+            (
+                [0, "variants", "q4_0"],
+                None,
+                "catalog entry small, q4_0 is not a mapping; write it as 'key: value' lines",
+            ),
+            ([0, "variants", "q4_0"], {}, "small, q4_0 lists no files; list each with its name and source"),
             ([0, "variants", "q4_0", "files"], None, "q4_0 lists no files"),
             ([0, "variants", "q4_0", "files"], [], "q4_0 lists no files"),
             ([0, "variants", "q4_0", "files"], {"name": "x"}, "q4_0 lists no files"),
-            ([0, "variants", "q4_0", "files", 0], "small.gguf", "catalog entry small, q4_0 is not a mapping"),
-            ([0, "variants", "q4_0", "files", 0, "name"], ..., "catalog entry small, q4_0: 'name' is missing"),
-            ([0, "variants", "q4_0", "files", 0, "source"], ..., "small, small.q4_0.gguf: 'source' is missing"),
+            ([0, "variants", "q4_0", "files", 0], "small.gguf", "catalog entry small, q4_0, file 1 is not a mapping"),
+            ([0, "variants", "q4_0", "files", 0, "name"], ..., "small, q4_0, file 1: 'name' is missing"),
+            ([0, "variants", "q4_0", "files", 0, "source"], ..., "small, q4_0, file 1: 'source' is missing"),
             ([0, "check"], "prompt", "catalog entry small, check is not a mapping"),
             ([0, "check", "expected"], "", "catalog entry small, check: 'expected' is not a text"),
             ([0, "check", "prompt"], ..., "catalog entry small, check: 'prompt' is missing"),
@@ -200,7 +211,21 @@ class TestCatalog:
     @pytest.mark.parametrize(
         "name",
         [
-            *("../x.gguf", "a/b.gguf", "/etc/passwd", "..", ".", ".hidden", "-rf", "C:x.gguf", "C:\\x", "a\\b", "a b"),
+            *(
+                "../x.gguf",
+                "a/../b.gguf",
+                "a//b.gguf",
+                "a/",
+                "/etc/passwd",
+                "..",
+                ".",
+                ".hidden",
+                "-rf",
+                "C:x.gguf",
+                "C:\\x",
+                "a\\b",
+                "a b",
+            ),
             *("x.gguf\n", "x\x00", "é.gguf", "x" * 201, "~", "$(id)"),
         ],
     )
@@ -212,14 +237,14 @@ class TestCatalog:
     @pytest.mark.parametrize(
         "source",
         [
-            *("https://host/x.gguf", "hf://repo@main/x", "file://x", "file:/x", "x.gguf", "wheel://tiny/small.gguf"),
+            *("ftp://host/x.gguf", "s3://bucket/x", "file://x", "file:/x", "x.gguf", "wheel://tiny/small.gguf"),
             *("wheel://tiny==1.0/", "wheel://tiny==1.0", "wheel://../x==1/y", "wheel://-r==1/y", "file:///a\x00b"),
         ],
     )
     def test_a_source_of_no_known_form_is_told_while_planning(self, source: str) -> None:
         path = [0, "variants", "q4_0", "files", 0, "source"]
         text = message(catalog=changed(CATALOG, path, source))
-        assert f"source {source!r} is of no form that this release reads; use wheel://PACKAGE==VERSION/" in text
+        assert f"source {source!r} is of no form that this release reads; use hf://OWNER/NAME@REVISION/FILE" in text
 
     @pytest.mark.parametrize("member", ["../x", "a/../../x", "/etc/passwd", "a/..", "a\nb"])
     def test_a_member_that_leaves_its_wheel(self, member: str) -> None:
@@ -242,7 +267,7 @@ class TestCatalog:
     def test_one_file_twice_in_a_variant(self) -> None:
         files = CATALOG[0]["variants"]["q4_0"]["files"]  # type: ignore[index]
         text = message(catalog=changed(CATALOG, [0, "variants", "q4_0", "files"], [files[0], files[0]]))
-        assert "both publish chat/7b/small.q4_0.gguf" in text
+        assert "small, q4_0, file 2: chat/7b/small.q4_0.gguf is listed twice; leave one out" in text
 
     def test_two_models_may_share_the_same_bytes(self) -> None:
         entry = {**CATALOG[1], "id": "twin"}
@@ -256,8 +281,12 @@ class TestLock:
         [
             (["schema_version"], 2, "the lock has schema_version 2, this release reads 1; point models_lock_file at"),
             (["schema_version"], ..., "the lock has schema_version None"),
-            (["models"], ..., "the lock's entry for small (q4_0) is malformed; restore models.lock.json"),
-            (["models"], [], "is malformed"),
+            (
+                ["models"],
+                ...,
+                "the lock's models are no mapping; they must be one of ids: restore models.lock.json, or run",
+            ),
+            (["models"], [], "the lock's models are no mapping"),
             (["models", "small"], "x", "is malformed"),
             (["models", "small", "q4_0"], None, "is malformed"),
             ([*SMALL[:-1]], None, "is malformed"),
@@ -268,13 +297,14 @@ class TestLock:
             (
                 ["models", "small"],
                 ...,
-                "small (q4_0): chat/7b/small.q4_0.gguf is not in the lock; nothing is published",
+                "small (q4_0): chat/7b/small.q4_0.gguf is not in the lock; nothing is published that the lock does "
+                "not pin: run modelfleet lock small:q4_0",
             ),
             ([*SMALL, "name"], "other", "small (q4_0): chat/7b/small.q4_0.gguf is not in the lock"),
             (
                 [*SMALL, "source"],
                 "file:///x",
-                f"is locked from 'file:///x', the catalog says '{WHEEL_SOURCE}'; nothing",
+                "small (q4_0): chat/7b/small.q4_0.gguf is not in the lock",
             ),
             ([*SMALL, "size"], ..., "the lock's size of chat/7b/small.q4_0.gguf is None; it must be the number of"),
             ([*SMALL, "size"], "4", "is '4'; it must be the number of bytes"),
@@ -290,13 +320,17 @@ class TestLock:
             ([*SMALL, "sha256"], HASH.upper(), "it must be 64 hexadecimal digits in lower case"),
             ([*SMALL, "sha256"], HASH[1:], "it must be 64 hexadecimal digits"),
             ([*SMALL, "sha256"], f"{HASH}\n", "it must be 64 hexadecimal digits"),
-            ([*SMALL, "wheel"], ..., "the lock pins no wheel for chat/7b/small.q4_0.gguf; add wheel with its filename"),
-            ([*SMALL, "wheel"], "x.whl", "the lock pins no wheel for"),
+            (
+                [*SMALL, "wheel"],
+                ...,
+                "the lock's entry for chat/7b/small.q4_0.gguf pins no wheel; it must give its filename",
+            ),
+            ([*SMALL, "wheel"], "x.whl", "the lock's entry for chat/7b/small.q4_0.gguf pins no wheel"),
             ([*SMALL, "wheel", "sha256"], "x", "the lock's sha256 of the wheel of chat/7b/small.q4_0.gguf is 'x'"),
             ([*SMALL, "wheel", "size"], None, "the lock's size of chat/7b/small.q4_0.gguf is None"),
-            ([*SMALL, "wheel", "filename"], ..., "the lock pins no wheel file name for chat/7b/small.q4_0.gguf; add"),
-            ([*SMALL, "wheel", "filename"], "x.tar.gz", "the lock pins no wheel file name"),
-            ([*SMALL, "wheel", "filename"], "../x.whl", "the lock pins no wheel file name"),
+            ([*SMALL, "wheel", "filename"], ..., "the lock's wheel of chat/7b/small.q4_0.gguf has no file name"),
+            ([*SMALL, "wheel", "filename"], "x.tar.gz", "has no file name; it must end in .whl"),
+            ([*SMALL, "wheel", "filename"], "../x.whl", "has no file name; it must end in .whl"),
         ],
     )
     def test_wrong(self, path: list[Any], value: Any, expected: str) -> None:

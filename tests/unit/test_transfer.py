@@ -235,7 +235,7 @@ class TestFile:
         assert "expected sha256" in refused(on_host(tmp_path / "model"), temporary, kind=IntegrityError)
 
     def test_a_source_of_no_known_form(self, temporary: Path) -> None:
-        refused(on_host("/x", source="https://host/x"), temporary, kind=ConfigurationError)
+        refused(on_host("/x", source="ftp://host/x"), temporary, kind=ConfigurationError)
 
     @needs_root
     def test_one_that_the_owner_may_not_read(self, ground: Path, owner: Account) -> None:

@@ -4,7 +4,7 @@ A module turns them into ``fail_json`` once, the command line into one line on
 standard error and an exit code. Anything else that escapes is a defect.
 """
 
-from typing import Optional
+from typing import Optional, Tuple, Union
 
 
 class ModelfleetError(Exception):
@@ -21,6 +21,21 @@ class ModelfleetError(Exception):
 
 class ConfigurationError(ModelfleetError):
     """Raised when what the user wrote cannot be meant: an unknown model, a malformed source, a bad value."""
+
+
+class CatalogError(ConfigurationError):
+    """Raised when a catalog entry or a wish is not what it must be.
+
+    ``variable`` says which list it is in (``catalog`` or ``wanted``), ``path`` leads from there to what is wrong
+    (numbers are places in a list, from 0), so that whoever has the file can name the line.
+    """
+
+    def __init__(
+        self, message: str, cure: Optional[str], variable: str = "catalog", path: Tuple[Union[str, int], ...] = ()
+    ) -> None:
+        self.variable = variable
+        self.path = path
+        super().__init__(message, cure)
 
 
 class UnsafePathError(ModelfleetError):

