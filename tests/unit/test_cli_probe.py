@@ -46,10 +46,31 @@ def test_a_replay_s_detail_says_why_fields_are_unknown(pasted: Path) -> None:
     assert "name: NVIDIA L4" in output and "cpu.model: /proc/cpuinfo cannot be read" in output
 
 
+def test_a_replay_s_detail_says_what_is_not_ready_and_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "meminfo").write_text("MemTotal: 2097152 kB\n")
+    lines = run("--root", str(tmp_path), "--detail").output.splitlines()
+    [verdict] = [line for line in lines if line.startswith("  readiness ")]
+    assert "fail, " in verdict and "checks unknown" in verdict
+    [memory] = [line for line in lines if "MF-MEM-001" in line]
+    assert "fail MF-MEM-001 main memory: 2.0 GiB (wanted: 16 GB, recommended 32 GB); " in memory
+
+
+def test_a_driver_that_answered_is_not_said_to_be_missing(pasted: Path) -> None:
+    bare = json.loads(run("--replay", str(pasted), "--json").output)["hosts"]["box"]["readiness"]["checks"]
+    assert {one["status"] for one in bare if one["id"] in ("MF-GPU-003", "MF-DRV-001")} == {"warn"}
+    (pasted / "nvidia-smi-query-gpu.csv").write_text("name, driver_version\n" + "NVIDIA L4, 580.95.05\n" * 2)
+    told = json.loads(run("--replay", str(pasted), "--json").output)["hosts"]["box"]["readiness"]["checks"]
+    status = {one["id"]: one["status"] for one in told}
+    assert status["MF-GPU-003"] == status["MF-DRV-001"] == "pass"
+
+
 def test_a_replay_is_json_as_of_a_live_host(pasted: Path) -> None:
     document = json.loads(run("--replay", str(pasted), "--json").output)
     assert [gpu["name"] for gpu in document["hosts"]["box"]["profile"]["accelerators"]] == ["NVIDIA L4"] * 2
     assert document["verb"] == "probe" and document["exit_code"] == 0
+    checks = document["hosts"]["box"]["readiness"]["checks"]
+    assert {"MF-GPU-001": "pass", "MF-CPU-001": "warn"}.items() <= {one["id"]: one["status"] for one in checks}.items()
 
 
 def test_a_replay_needs_no_ansible(pasted: Path, checkout: Path) -> None:

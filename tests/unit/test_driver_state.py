@@ -154,7 +154,7 @@ def test_a_link_that_leads_nowhere_is_no_headers(tmp_path: Path) -> None:
 def test_before_any_driver(tmp_path: Path) -> None:
     kept = ("/proc/sys", "/proc/locks", "/proc/modules", "/sys", "/etc", "/var/lib/dpkg", "/boot")
     changes: dict[str, str | None] = {path: None for path in READY if not path.startswith(kept)}
-    changes[f"/lib/modules/{KERNEL}/modules.dep"] = ""
+    changes |= {f"/lib/modules/{KERNEL}/modules.dep": "", "/usr/bin/env": ""}
     state, unknown = read(tmp_path, changes)
     names = ("loaded_version", "installed_version", "library_version", "flavour", "mismatch", "module_signed")
     assert [getattr(state, name) for name in names] == [None] * 6

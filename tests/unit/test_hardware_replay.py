@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,23 @@ LIVE_ONLY = ("probed_at", "python", "account", "unknown")
 def replayed(document: Any) -> dict[str, Any]:
     """Return the profile of a capture that has been through JSON."""
     return profile_to_dict(probe_sources("/opt/models", RecordedSources(json.loads(json.dumps(document)))))
+
+
+def test_a_file_system_that_hangs_does_not_hang_the_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    back = threading.Event()
+
+    def hang(path: str) -> None:
+        back.wait(60)
+        raise OSError
+
+    monkeypatch.setattr("os.statvfs", hang)
+    monkeypatch.setattr("modelfleet.core.hardware.sources.VOLUME_TIMEOUT_SECONDS", 0.2)
+    try:
+        profile = profile_to_dict(probe("/opt/models"))
+    finally:
+        back.set()
+    assert profile["storage"]["free_bytes"] is None
+    assert profile["unknown"]["storage.free_bytes"] == "/opt/models: its file system does not answer within 0.2 s"
 
 
 def test_a_capture_of_this_machine_replays_to_its_profile() -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import click
+
 from ..core.units import format_bytes
-from .text import clean, joined
+from .text import clean, count, joined
 
 LABEL_WIDTH = 11
 RUNTIMES = {"nvidia": "CUDA ", "amd": "ROCm "}
@@ -63,6 +65,20 @@ def accelerator_lines(one: Mapping[str, Any]) -> Iterator[str]:
             f"{watts:g} W at most" if isinstance(watts, (int, float)) else "",
         )
     )
+
+
+def readiness_lines(readiness: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the verdict, and a line for each check that does not pass; what is unknown is only counted."""
+    checks = [check for check in _list(readiness.get("checks")) if check.get("status") != "pass"]
+    told = [check for check in checks if not str(check.get("measured")).startswith("unknown: ")]
+    counted = f"{count(len(checks) - len(told), 'check')} unknown" if len(checks) > len(told) else ""
+    yield _line("readiness", joined((clean(readiness.get("status")), counted)))
+    for check in told:
+        colour = "red" if check.get("status") == "fail" else "yellow"
+        mark = click.style(clean(check.get("status")), fg=colour)
+        wanted = f" (wanted: {clean(check.get('required'))})" if check.get("required") else ""
+        found = f"{clean(check.get('title'))}: {clean(check.get('measured'))}{wanted}; {clean(check.get('cure'))}"
+        yield _line("", f"{mark} {clean(check.get('id'))} {found}")
 
 
 def driver_of(one: Mapping[str, Any]) -> str:

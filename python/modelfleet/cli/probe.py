@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..core.errors import ConfigurationError
+from ..core.hardware.readiness import readiness_to_dict
 from ..core.units import format_bytes
-from .hardware import driver_of, inside, known, part, size, summary
+from .hardware import driver_of, inside, known, part, readiness_lines, size, summary
 from .options import Options, pass_through
 from .session import SCHEMA_VERSION, document, fact, host_names, of_host, run_verb
 from .text import clean, complain, joined, say, say_json, table
@@ -55,7 +56,8 @@ def command(
         profiles = replayed(records)
         if options.as_json:
             hosts: dict[str, Any] = {
-                name: {"recap": None, "failures": [], "profile": profile} for name, profile in profiles.items()
+                name: {"recap": None, "failures": [], "profile": profile, "readiness": readiness_to_dict(profile)}
+                for name, profile in profiles.items()
             }
             said = {"schema_version": SCHEMA_VERSION, "verb": "probe", "hosts": hosts}
             say_json({**said, "proofs": [], "changed": {}, "error": None, "exit_code": 0})
@@ -72,7 +74,10 @@ def command(
         if isinstance(profile, dict):
             profiles[host] = profile
     if options.as_json:
-        say_json(document("probe", result, {host: {"profile": profile} for host, profile in profiles.items()}))
+        hosts = {
+            host: {"profile": profile, "readiness": readiness_to_dict(profile)} for host, profile in profiles.items()
+        }
+        say_json(document("probe", result, hosts))
     else:
         show(profiles, detail)
     if capture_file is not None and profiles:
@@ -102,7 +107,7 @@ def show(profiles: Mapping[str, dict[str, Any]], detail: bool) -> None:
     if detail:
         for host, profile in profiles.items():
             say(click.style(clean(host), bold=True))
-            for line in summary(profile):
+            for line in (*summary(profile), *readiness_lines(readiness_to_dict(profile))):
                 say(line)
             say("  everything")
             # No accelerator was found, and none is there, are two things.

@@ -6,6 +6,7 @@ https://docs.nvidia.com/deploy/cuda-compatibility/ (CUDA 11.x needs 450, 12.x 52
 
 from typing import List, Mapping, Optional, Tuple
 
+from .driver_state import NOT_TOLD
 from .facts_view import Facts, version_numbers
 from .nvidia_cards import (
     LAST_BRANCH_OLDER,
@@ -58,7 +59,14 @@ def answers(facts: Facts, profiles: Profiles) -> Optional[Verdict]:
         return None
     required = "installed, loaded and answering"
     if not is_nvidia(facts):
-        bound = sorted({one["driver"] for one in facts.of_vendor(vendor_of(facts) or "") if one["driver"]})
+        own = facts.of_vendor(vendor_of(facts) or "")
+        # A driver that has told its version is at work, whether or not a bus tells which one it is.
+        bound = sorted(
+            {one["driver"] or one["driver_version"] for one in own if one["driver"] or one["driver_version"]}
+        )
+        first = next((n for n, one in enumerate(facts.accelerators) if one["vendor"] == vendor_of(facts)), 0)
+        if not bound and facts.reason(f"accelerators.{first}.driver") != "not told":
+            return unknown(facts, f"accelerators.{first}.driver", required)
         cure = "install the distribution's kernel and firmware packages of this GPU (firmware-amd-graphics on Debian)"
         return graded(bool(bound), True, ", ".join(bound) or "not loaded", required, cure)
     loaded, installed = facts.text(f"{STATE}.loaded_version"), facts.text(f"{STATE}.installed_version")
@@ -70,6 +78,8 @@ def answers(facts: Facts, profiles: Profiles) -> Optional[Verdict]:
     if installed:
         cure = f"load it (modprobe nvidia; dmesg tells why not), or {REBOOT}"
         return Verdict(FAIL, f"{installed} installed, not loaded", required, cure)
+    if facts.reason(f"{STATE}.loaded_version") == NOT_TOLD:
+        return unknown(facts, f"{STATE}.loaded_version", required)
     return Verdict(FAIL, "not loaded" if is_installed(facts) else "not installed", required, APPLY)
 
 

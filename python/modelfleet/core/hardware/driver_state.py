@@ -60,6 +60,8 @@ COMPANIONS = ("drm", "modeset", "uvm", "peermem", "fs", "vgpu-vfio")
 OVERRIDE_FILES = ("/etc/environment",)
 OVERRIDE_FOLDER = "/etc/environment.d"
 NOT_INSTALLED = "no module is on disk"
+# Of a record without these nothing can be said about modules: that none is loaded would be a guess.
+NOT_TOLD = "neither /proc/modules nor /sys/module can be read"
 
 
 @dataclass
@@ -219,10 +221,14 @@ def read_signature(reader: Reader, state: DriverState, path: Optional[str], info
     return "E" not in taint if taint is not None else None
 
 
-def read_nvidia(reader: Sources, state: DriverState, unknown: Dict[str, str]) -> None:
-    """Fill in what only NVIDIA's driver has: modules on disk, libraries, flavour, signature, persistence daemon."""
+def read_nvidia(reader: Sources, state: DriverState, answered: Optional[str], unknown: Dict[str, str]) -> None:
+    """Fill in what only NVIDIA's driver has: modules on disk, libraries, flavour, signature, persistence daemon.
+
+    ``answered`` is the version by which the driver has answered: under WSL, and of a pasted nvidia-smi, it is all
+    that tells that the driver is loaded.
+    """
     loaded, flavour = parse_nvidia_version(reader.read("/proc/driver/nvidia/version") or "")
-    state.loaded_version = loaded or reader.read_line("/sys/module/nvidia/version")
+    state.loaded_version = loaded or reader.read_line("/sys/module/nvidia/version") or answered
     running, following = state.headers.running_kernel, state.headers.next_kernel
     path = find_module(reader, running) if running else None
     path_next = find_module(reader, following) if following else None
@@ -250,12 +256,13 @@ def read_nvidia(reader: Sources, state: DriverState, unknown: Dict[str, str]) ->
     pid = reader.read_line("/run/nvidia-persistenced/nvidia-persistenced.pid") or ""
     if pid.isascii() and pid.isdigit() and reader.exists(f"/proc/{pid}"):
         state.persistence_daemon = "active"
-    else:
+    elif reader.exists("/usr/bin"):
         state.persistence_daemon = "inactive" if reader.exists("/usr/bin/nvidia-persistenced") else "absent"
     reasons = {
-        "loaded_version": "no module of NVIDIA is loaded",
+        "loaded_version": "no module of NVIDIA is loaded" if state.nouveau_loaded is not None else NOT_TOLD,
         "installed_version": NOT_INSTALLED if not (path or path_next) else "neither DKMS nor modinfo tells",
         "library_version": "libnvidia-ml.so is not found",
+        "persistence_daemon": "/usr/bin cannot be read",
         "flavour": "no module of NVIDIA is loaded, and modinfo does not tell",
         "mismatch": "module and libraries are not both there",
         "module_signed": "the module is compressed, and is asked for its signature under Secure Boot only"
@@ -400,15 +407,18 @@ def read_driver_state(
     if vendor is None:
         return None
     state = DriverState(vendor=vendor)
-    state.nouveau_loaded = (
-        "nouveau" in parse_modules(sources.read("/proc/modules") or "")
-        or sources.exists("/sys/module/nouveau")
-        or any(accelerator.driver == "nouveau" for accelerator in accelerators)
-    )
+    modules = sources.read("/proc/modules")
+    if "nouveau" in parse_modules(modules or "") or any(one.driver == "nouveau" for one in accelerators):
+        state.nouveau_loaded = True
+    elif modules is not None or sources.exists("/sys/module"):
+        state.nouveau_loaded = sources.exists("/sys/module/nouveau")
+    else:
+        unknown[f"{PREFIX}.nouveau_loaded"] = NOT_TOLD
     state.secure_boot = read_secure_boot(sources, unknown)
     read_kernels(sources, state, unknown)
     if vendor == "nvidia":
-        read_nvidia(sources, state, unknown)
+        versions = [one.driver_version for one in accelerators if one.vendor == "nvidia" and one.driver_version]
+        read_nvidia(sources, state, versions[0] if versions else None, unknown)
         unknown[f"{PREFIX}.gfx_override"] = "only ROCm has one"
     else:
         read_open_vendor(sources, state, unknown)

@@ -51,10 +51,12 @@ class Facts:
 
     @property
     def accelerators(self) -> List[Dict[str, Any]]:
-        """Return the GPUs, each with its vendor and driver as a text or None."""
+        """Return the GPUs, each with its vendor, driver and driver's version as a text or None."""
         value = self.get("accelerators")
         found = [one for one in value if isinstance(one, Mapping)] if isinstance(value, (list, tuple)) else []
-        return [dict(one, vendor=line(one.get("vendor")), driver=line(one.get("driver"))) for one in found]
+        return [
+            {**one, **{name: line(one.get(name)) for name in ("vendor", "driver", "driver_version")}} for one in found
+        ]
 
     def of_vendor(self, vendor: str) -> List[Dict[str, Any]]:
         """Return the GPUs of one vendor."""

@@ -253,7 +253,7 @@ class DriverState:
     library_version: Optional[str] = None
     flavour: Optional[str] = None
     mismatch: Optional[bool] = None
-    nouveau_loaded: bool = False
+    nouveau_loaded: Optional[bool] = None
     slow: bool = False
     secure_boot: Optional[bool] = None
     module_signed: Optional[bool] = None

@@ -94,13 +94,26 @@ KERNEL_DRIVERS = {"nvidia": ("nvidia",), "amd": ("amdgpu",), "intel": ("i915", "
 
 def gpu_driver_bound(facts: Facts, profiles: Profiles) -> Optional[Verdict]:
     """The vendor's kernel driver is bound to every GPU; vfio-pci means that it is given to a virtual machine."""
-    judged = [one for one in facts.accelerators if one.get("vendor") in KERNEL_DRIVERS and one.get("pci")]
+    judged = {
+        number: one
+        for number, one in enumerate(facts.accelerators)
+        if one.get("vendor") in KERNEL_DRIVERS and one.get("pci")
+    }
     if not judged:
         return None
-    required = " or ".join(sorted({name for one in judged for name in KERNEL_DRIVERS[one["vendor"]]}))
-    wrong = [one for one in judged if one["driver"] not in KERNEL_DRIVERS[one["vendor"]]]
+    required = " or ".join(sorted({name for one in judged.values() for name in KERNEL_DRIVERS[one["vendor"]]}))
+    # A driver that has told its version serves the GPU, whether or not a bus tells which one it is.
+    silent = {
+        number: one
+        for number, one in judged.items()
+        if one["driver"] not in KERNEL_DRIVERS[one["vendor"]] and not (one["driver"] is None and one["driver_version"])
+    }
+    wrong = [one for number, one in silent.items() if facts.reason(f"accelerators.{number}.driver") == "not told"]
     if not wrong:
-        return Verdict(PASS, ", ".join(sorted({one["driver"] for one in judged})), required)
+        if silent:
+            return unknown(facts, f"accelerators.{next(iter(silent))}.driver", required)
+        names = sorted({one["driver"] or f"{one['vendor']} {one['driver_version']}" for one in judged.values()})
+        return Verdict(PASS, ", ".join(names), required)
     measured = ", ".join(f"{name_of(one)}: {line(one.get('driver')) or 'none'}" for one in wrong)
     if all(one["driver"] == "vfio-pci" for one in wrong):
         return Verdict(WARN, measured, required, "take it back from the virtual machine, or run inference there")

@@ -9,6 +9,7 @@ import os
 import selectors
 import signal
 import subprocess
+import threading
 import time
 from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
@@ -16,6 +17,7 @@ from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Set, Tu
 READ_LIMIT_BYTES = 8 * 1024 * 1024
 
 COMMAND_TIMEOUT_SECONDS = 10.0
+VOLUME_TIMEOUT_SECONDS = 5.0
 # A killed process that waits inside a driver does not die: it is left behind after this long.
 KILL_WAIT_SECONDS = 0.5
 # What a login shell finds and a module started over SSH may not.
@@ -54,6 +56,24 @@ def nearest_existing(path: str) -> str:
     while not os.path.isdir(current) and current != os.path.dirname(current):
         current = os.path.dirname(current)
     return os.path.realpath(current)
+
+
+def live_volume(path: str) -> Volume:
+    """Ask the running system about the file system of ``path``; waits as long as that does."""
+    existing = nearest_existing(path)
+    try:
+        number = os.stat(existing).st_dev
+        usage = os.statvfs(existing)
+    except OSError as error:
+        return Volume(existing, problem=f"{existing}: {error.strerror}")
+    return Volume(
+        existing,
+        f"{os.major(number)}:{os.minor(number)}",
+        usage.f_blocks * usage.f_frsize,
+        usage.f_bavail * usage.f_frsize,
+        # btrfs and others make inodes as they go and report none.
+        usage.f_favail if usage.f_files else None,
+    )
 
 
 class Reader:
@@ -129,20 +149,14 @@ class Reader:
         """Return the place that the absolute ``path`` has, or will have, in a live file system."""
         if not self.live:
             return Volume(problem="a record has no live file system")
-        existing = nearest_existing(path)
-        try:
-            number = os.stat(existing).st_dev
-            usage = os.statvfs(existing)
-        except OSError as error:
-            return Volume(existing, problem=f"{existing}: {error.strerror}")
-        return Volume(
-            existing,
-            f"{os.major(number)}:{os.minor(number)}",
-            usage.f_blocks * usage.f_frsize,
-            usage.f_bavail * usage.f_frsize,
-            # btrfs and others make inodes as they go and report none.
-            usage.f_favail if usage.f_files else None,
-        )
+        found: List[Volume] = []
+        # A server of a network file system that is gone lets a process wait for ever; only this thread waits then.
+        asking = threading.Thread(target=lambda: found.append(live_volume(path)), daemon=True)
+        asking.start()
+        asking.join(VOLUME_TIMEOUT_SECONDS)
+        if not found:
+            return Volume(problem=f"{path}: its file system does not answer within {VOLUME_TIMEOUT_SECONDS:g} s")
+        return found[0]
 
 
 class Sources(Reader):
