@@ -5,7 +5,7 @@ Made by ``core.planning.host``, kept by ``modelfleet plan --out``, carried out b
     {"schema_version": 2, "store_path": …, "bytes_to_fetch": …, "disk_bytes": …, "warnings": [text],
      "budgets": [{"device", "name", "backend", "capacity_bytes", "headroom_bytes", "budget_bytes"}],
      "models": [{"model", "quantization", "category", "format", "unit", "licence", "check", "allow_pickle",
-                 "files": [{"path", "source", "size", "sha256", "wheel"}], "missing": [path],
+                 "files": [{"path", "source", "size", "sha256", "wheel", "alternatives", "in_lock"}], "missing": [path],
                  "action": "keep|fetch|replace|remove|refuse", "reason", "bytes_to_fetch",
                  "placement": {"device", "backend", "gpu_layers", "layers", "split"} or null,
                  "context", "kv_type", "memory", "tier", "need_bytes", "budget_bytes",
@@ -152,7 +152,12 @@ class HostPlan(NamedTuple):
 def _model_to_dict(model: ModelPlan) -> Dict[str, Any]:
     document = model._asdict()
     document["files"] = [
-        {**file._asdict(), "wheel": file.wheel._asdict() if file.wheel else None} for file in model.files
+        {
+            **file._asdict(),
+            "wheel": file.wheel._asdict() if file.wheel else None,
+            "alternatives": list(file.alternatives),
+        }
+        for file in model.files
     ]
     document["missing"] = [file.path for file in model.missing]
     document["check"] = model.check._asdict() if model.check else None
@@ -255,7 +260,15 @@ def _file(value: Any, where: str) -> PinnedFile:
     sha256 = _optional_text(file, "sha256", where)
     if sha256 is not None and not _SHA256.match(sha256):
         raise _wrong(where, "sha256", sha256)
-    return PinnedFile(path, _text(file, "source", where), _count(file, "size", where), sha256, wheel)  # type: ignore[arg-type, unused-ignore]
+    return PinnedFile(
+        path,
+        _text(file, "source", where),
+        _count(file, "size", where),
+        sha256,
+        wheel,
+        tuple(str(source) for source in _list(file, "alternatives", where, optional=True)),
+        file.get("in_lock", True) is True,
+    )
 
 
 def _placement(value: Any, where: str) -> Optional[Placement]:
