@@ -12,6 +12,7 @@ description:
   - Compares the wished models with what the store can prove, fetches what is missing and publishes it.
   - A file is published only when its size and SHA-256 are those that the lock pins; it appears whole or not at all.
   - Where nothing changed it costs one stat per file.
+  - A model of several files, or a folder, appears whole; what a plan removes is removed only where we published it.
 version_added: "0.1.0"
 author:
   - The modelfleet contributors (@modelfleet)
@@ -24,16 +25,16 @@ options:
     description: The wishes, each with C(model) and, if it matters, C(quantization).
     type: list
     elements: dict
-    required: true
   catalog:
     description: The known models; a later entry wins over an earlier one of the same C(id).
     type: list
     elements: dict
-    required: true
   lock:
     description: What pins every file by size and SHA-256, as in C(models.lock.json).
     type: dict
-    required: true
+  plan:
+    description: What to carry out, as M(modelfleet_plan) returns it. Takes the place of the four options before.
+    type: dict
   ca_bundle:
     description: A file of certificates on the host, in PEM form, for every download. Empty means the system's.
     type: path
@@ -76,6 +77,11 @@ published:
   type: list
   elements: str
   returned: always
+removed:
+  description: The files that were removed, relative to the store.
+  type: list
+  elements: str
+  returned: always
 job:
   description: Where the progress and the result of the work are, when it goes on in the background.
   type: dict
@@ -91,6 +97,7 @@ from ansible.module_utils.modelfleet.core.catalog import select
 from ansible.module_utils.modelfleet.core.errors import ModelfleetError
 from ansible.module_utils.modelfleet.core.jobs import Progress, describe_os_error, start
 from ansible.module_utils.modelfleet.core.planning import HostPlan, plan_host
+from ansible.module_utils.modelfleet.core.planning.document import plan_from_dict
 from ansible.module_utils.modelfleet.core.store.layout import resolve_store_path
 from ansible.module_utils.modelfleet.core.store.manifest import read_manifest
 from ansible.module_utils.modelfleet.core.store.tree import store_owner
@@ -99,46 +106,60 @@ from ansible.module_utils.modelfleet.core.store.tree import store_owner
 def get_argument_spec() -> dict:
     return {
         "store_path": {"type": "str", "default": ""},
-        "wanted": {"type": "list", "elements": "dict", "required": True},
-        "catalog": {"type": "list", "elements": "dict", "required": True},
-        "lock": {"type": "dict", "required": True},
+        "wanted": {"type": "list", "elements": "dict"},
+        "catalog": {"type": "list", "elements": "dict"},
+        "lock": {"type": "dict"},
+        "plan": {"type": "dict"},
         "ca_bundle": {"type": "path", "default": ""},
         "background": {"type": "bool", "default": False},
     }
 
 
-def tell(plan: HostPlan) -> dict:
-    """Return the plan as a diff: the files that are to be published."""
-    lines = [
-        f"{file.path}: {file.size} bytes, sha256 {file.sha256}\n" for model in plan.models for file in model.missing
-    ]
-    return {"before": "", "after": "".join(lines)}
+def tell(plan: HostPlan, published: list, removed: list) -> dict:
+    """Return what is done as a diff: a line for each file."""
+    # Before PLAN's models have their files themselves, a variant has.
+    files = [file for model in plan.models for file in getattr(model, "variant", model).files]
+    pins = {file.path: f"{file.path}: {file.size} bytes, sha256 {file.sha256}\n" for file in files}
+    return {"before": "".join(pins[path] for path in removed), "after": "".join(pins[path] for path in published)}
+
+
+def make_plan(params: dict) -> HostPlan:
+    """Return the plan that was given, or the one for the wishes."""
+    if params["plan"] is not None:
+        return plan_from_dict(params["plan"])
+    store_path = resolve_store_path(params["store_path"])
+    variants = select(params["wanted"], params["catalog"], params["lock"])
+    return plan_host(store_path, variants, read_manifest(store_path))
 
 
 def run(params: dict, check_mode: bool) -> dict:
     """Return the module's result, or the job that will have it."""
-    store_path = resolve_store_path(params["store_path"])
-    variants = select(params["wanted"], params["catalog"], params["lock"])
-    plan = plan_host(store_path, variants, read_manifest(store_path))
-    missing = [file.path for model in plan.models for file in model.missing]
-    result = {
-        "ansible_facts": {"modelfleet_plan": plan.to_dict()},
-        "changed": bool(missing),
-        "diff": tell(plan),
-        "published": missing,
-    }
-    if check_mode or not missing:
+    plan = make_plan(params)
+    facts = {} if params["plan"] is not None else {"ansible_facts": {"modelfleet_plan": plan.to_dict()}}
+    result = {**facts, "changed": False, "diff": {"before": "", "after": ""}, "published": [], "removed": []}
+    if all(model.action == "keep" for model in plan.models):
         return result
     # Loading what fetches takes longer than all of the above: a run with nothing to do does without.
     from ansible.module_utils.modelfleet.core.fetch.package_index import PackageIndexSettings
-    from ansible.module_utils.modelfleet.core.publishing import carry_out
+    from ansible.module_utils.modelfleet.core.publishing import carry_out, foresee
 
+    expected = foresee(plan)
+    result.update(
+        changed=bool(expected.published or expected.removed),
+        diff=tell(plan, expected.published, expected.removed),
+        published=expected.published,
+        removed=expected.removed,
+    )
+    if check_mode or not result["changed"]:
+        return result
     # Said now rather than by the work in the background.
-    store_owner(store_path)
+    store_owner(plan.store_path)
     settings = PackageIndexSettings.from_environment(os.environ, params["ca_bundle"] or None)
 
     def work(progress: Progress) -> dict:
-        return {**result, "published": carry_out(plan, settings, progress)}
+        done = carry_out(plan, settings, progress)
+        warnings = {"warnings": done.warnings} if done.warnings else {}
+        return {**result, "published": done.published, "removed": done.removed, **warnings}
 
     if params["background"]:
         what = json.dumps(plan.to_dict(), sort_keys=True)
@@ -147,7 +168,13 @@ def run(params: dict, check_mode: bool) -> dict:
 
 
 def main() -> None:
-    module = AnsibleModule(argument_spec=get_argument_spec(), supports_check_mode=True)
+    module = AnsibleModule(
+        argument_spec=get_argument_spec(),
+        supports_check_mode=True,
+        mutually_exclusive=[("plan", "wanted")],
+        required_one_of=[("plan", "wanted")],
+        required_together=[("wanted", "catalog", "lock")],
+    )
     try:
         module.exit_json(**run(module.params, module.check_mode))
     except ModelfleetError as error:

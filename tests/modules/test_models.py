@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from modelfleet.core.catalog import PinnedFile
+from modelfleet.core.planning.document import HostPlan, ModelPlan
 from modelfleet.core.privilege import Account
+from modelfleet.core.store import manifest
 from support.grounds import needs_root
 from support.models import gguf
 from support.work import result_of
@@ -19,6 +23,14 @@ Call = Callable[..., dict[str, Any]]
 CONTENT = gguf(b"x" * 1000)
 NAME = "chat/7b/small.gguf"
 WANTED = [{"model": "small"}]
+
+
+@pytest.fixture(autouse=True)
+def soon_settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system of today stamps finely enough: wait less for a stat to prove something."""
+    # The module has the shared code under a name of its own.
+    for module in (manifest, importlib.import_module("ansible.module_utils.modelfleet.core.store.manifest")):
+        monkeypatch.setattr(module, "RACY_NS", 30_000_000)
 
 
 @pytest.fixture
@@ -121,3 +133,61 @@ def test_a_store_behind_a_symlink_of_the_owners(call: Call, ground: Path, store:
     os.lchown(ground / "link", owner.uid, owner.gid)
     result = call(store_path=str(ground / "link"))
     assert "is a symlink that another account" in result["msg"] and not (store / NAME).exists()
+
+
+class TestPlan:
+    """The module with a plan that was made before."""
+
+    @pytest.fixture
+    def planned(self, runner: Callable[[str], Call], store: Path, ground: Path) -> Call:
+        """Return a function that runs the module with a plan of one model and the given action."""
+        (ground / "source.gguf").write_bytes(CONTENT)
+        run = runner("modelfleet_models")
+
+        def carry_out(action: str = "fetch", check: bool = False, **changes: Any) -> dict[str, Any]:
+            digest = hashlib.sha256(CONTENT).hexdigest()
+            file = PinnedFile(NAME, (ground / "source.gguf").as_uri(), len(CONTENT), digest, None)
+            model = ModelPlan("small", "q4_0", "chat/7b", "gguf", None, (file,), (file,), action, "because")
+            document = HostPlan(str(store), (model,)).to_dict()
+            document["models"][0].update(changes)
+            return run(check=check, plan=document)
+
+        return carry_out
+
+    def test_it_is_carried_out_as_foreseen(self, planned: Call, store: Path) -> None:
+        predicted = planned(check=True)
+        assert predicted["changed"] and predicted["published"] == [NAME] and not (store / NAME).exists()
+        assert planned() == predicted
+        assert (store / NAME).read_bytes() == CONTENT
+        again = planned()
+        assert again["changed"] is False and again["published"] == [], "what is there is not published again"
+        removed = planned("remove", check=True)
+        assert removed["removed"] == [NAME] and (store / NAME).exists() and NAME in removed["diff"]["before"]
+        assert planned("remove") == removed and not (store / NAME).exists()
+        assert planned("remove")["changed"] is False
+
+    def test_what_is_kept_costs_nothing(self, planned: Call, store: Path) -> None:
+        assert planned("keep")["changed"] is False and not (store / NAME).exists()
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"action": "refuse"}, "small is refused: because; change the wish, and plan again"),
+            ({"action": "burn"}, "the plan, models entry 1: action is 'burn'; make the plan anew"),
+            ({"files": [], "missing": ["x"]}, "the plan, models entry 1: missing is 'x'"),
+        ],
+    )
+    def test_a_plan_that_cannot_be_meant(self, planned: Call, changes: dict[str, Any], message: str) -> None:
+        for check in (True, False):
+            result = planned(check=check, **changes)
+            assert result["failed"] and result["msg"].startswith(message)
+
+    @pytest.mark.parametrize(
+        "path",
+        ["cache/temp/x", ".modelfleet/manifest.json", "chat/7b/.hidden", "elsewhere/x", "chat/7b/a:b", "chat/7b"],
+    )
+    def test_nothing_is_written_outside_the_categories(self, planned: Call, store: Path, path: str) -> None:
+        before = sorted(store.rglob("*"))
+        file = {"path": path, "source": "file:///x", "size": 1, "sha256": "0" * 64, "wheel": None}
+        result = planned(files=[file], missing=[path])
+        assert result["failed"] and sorted(store.rglob("*")) == before

@@ -17,6 +17,7 @@ from modelfleet.core.errors import ModelfleetError
 from modelfleet.core.store.manifest import (
     LOCK,
     MANIFEST,
+    RACY_NS,
     FileRecord,
     locked,
     now,
@@ -45,6 +46,7 @@ def record_of(path: Path) -> FileRecord:
         "file:///x",
         None,
         now(),
+        status.st_ctime_ns + RACY_NS + 1,
     )
 
 

@@ -41,6 +41,7 @@ def publish(root: Path, file: PinnedFile, manifest: Manifest) -> None:
         file.source,
         None,
         now(),
+        status.st_ctime_ns + 3 * 10**9,
     )
 
 

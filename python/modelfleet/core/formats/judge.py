@@ -6,7 +6,7 @@ A file is what its content says, and must be what its name says. Pickle is refus
 import os
 import re
 import stat
-from typing import Dict, List, Optional, Set
+from typing import Dict, List, Optional, Set, Tuple
 
 from ..errors import FormatError
 from .auxiliary import ALLOWED_SUFFIXES, judge_auxiliary, judge_names, parse_json
@@ -145,12 +145,42 @@ def _split(path: str, model: ModelFile) -> ModelFile:
     return whole
 
 
+def judge_folder(path: str, allow_pickle: bool = False) -> List[str]:
+    """Judge every file of a folder that is to be published as one model, and return warnings for the report.
+
+    As ``describe`` does, but pickles pass, with a warning, where the catalog entry allows them. Raises FormatError,
+    OSError.
+    """
+    models, pickles = _models(path, _names(path), allow_pickle)
+    if not models and not pickles:
+        raise _no_model(path)
+    return pickles + [f"{shown(name)}: {one}" for name, model in sorted(models.items()) for one in model.warnings]
+
+
 def _folder(path: str) -> ModelFile:
     """Judge every file of a model's folder and return the model in it."""
     names = _names(path)
+    models, _ = _models(path, names, False)
+    whole = [model for name, model in sorted(models.items())]
+    if not whole:
+        raise _no_model(path)
+    # One of several forms of the same model; the others were judged.
+    model = max(whole, key=lambda one: (one.format == "safetensors", one.tensor_bytes))
+    model.files = names
+    _from_config(model, os.path.join(path, "config.json"))
+    return model
+
+
+def _no_model(path: str) -> FormatError:
+    return FormatError(shown(path), "files", "no model", "GGUF, safetensors, ONNX or legacy ggml")
+
+
+def _models(path: str, names: List[str], allow_pickle: bool) -> Tuple[Dict[str, ModelFile], List[str]]:
+    """Judge all files of a folder; returns the models in it by name, and a warning for each pickle."""
     judge_names(names, path)
     external: Set[str] = set()
     models: Dict[str, ModelFile] = {}
+    pickles: List[str] = []
     for name in names:
         file = os.path.join(path, name)
         if name.endswith((INDEX_SUFFIX, ".onnx", ".gguf")) and name not in external:
@@ -162,16 +192,16 @@ def _folder(path: str) -> ModelFile:
         file = os.path.join(path, name)
         if os.path.splitext(name)[1].lower() in ALLOWED_SUFFIXES:
             judge(file, name)
+        elif allow_pickle and _is_pickle(file):
+            pickles += judge(file, name, True)
         else:
             models[name] = describe(file)
-    whole = [model for name, model in sorted(models.items())]
-    if not whole:
-        raise FormatError(shown(path), "files", "no model", "GGUF, safetensors, ONNX or legacy ggml")
-    # One of several forms of the same model; the others were judged.
-    model = max(whole, key=lambda one: (one.format == "safetensors", one.tensor_bytes))
-    model.files = names
-    _from_config(model, os.path.join(path, "config.json"))
-    return model
+    return models, pickles
+
+
+def _is_pickle(path: str) -> bool:
+    with FileSource(path) as source:
+        return recognise(source) in _PICKLES
 
 
 def _names(path: str) -> List[str]:

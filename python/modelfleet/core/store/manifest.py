@@ -5,10 +5,13 @@
     {"schema_version": 1,
      "files": {"chat/7b/NAME.gguf": {"model": …, "size": bytes, "sha256": hex, "device": …, "inode": …,
                                      "mtime_ns": …, "ctime_ns": …, "source": …, "licence": …,
-                                     "published_at": RFC 3339}}}
+                                     "published_at": RFC 3339, "recorded_ns": …}}}
 
 A file whose stat still equals its entry is the file that was proved: it is not
-hashed again. Only the store's owner writes here; anybody may read.
+hashed again. That holds only where its ctime is over two seconds older than
+the entry (``recorded_ns``, by the file system's own clock): file systems stamp
+coarsely, and an edit right after the last one can leave the same time behind.
+Only the store's owner writes here; anybody may read.
 """
 
 import contextlib
@@ -17,7 +20,7 @@ import json
 import os
 import stat
 import time
-from typing import Any, Callable, ContextManager, Dict, Iterator, NamedTuple, Optional
+from typing import Any, Callable, ContextManager, Dict, Iterable, Iterator, NamedTuple, Optional
 
 from ..errors import ModelfleetError
 from .layout import STATE
@@ -25,6 +28,11 @@ from .layout import STATE
 SCHEMA_VERSION = 1
 MANIFEST = f"{STATE}/manifest.json"
 LOCK = f"{STATE}/lock"
+RACY_NS = 2_000_000_000
+"""How much older than its entry a file's ctime must be for its stat to prove anything (nanoseconds)."""
+
+# How far a stamp may lie behind the time: a tick of the kernel's clock is 1 to 10 ms.
+_COARSE_NS = 20_000_000
 
 
 class FileRecord(NamedTuple):
@@ -40,9 +48,14 @@ class FileRecord(NamedTuple):
     source: str
     licence: Optional[str]
     published_at: str
+    recorded_ns: int = 0
 
     def matches(self, status: os.stat_result) -> bool:
-        """Tell whether ``status`` is that of the very file that was published, untouched since."""
+        """Tell whether ``status`` proves that this is the very file that was published, untouched since."""
+        return self.ctime_ns + RACY_NS < self.recorded_ns and self.resembles(status)
+
+    def resembles(self, status: os.stat_result) -> bool:
+        """Tell whether ``status`` is the one that was recorded."""
         return stat.S_ISREG(status.st_mode) and (
             status.st_dev,
             status.st_ino,
@@ -102,6 +115,32 @@ def write_json(path: str, document: Dict[str, Any]) -> None:
             os.unlink(temporary)
         raise
     sync_directory(os.path.dirname(path))
+
+
+def clock_ns(store_path: str) -> int:
+    """Return the time as the store's file system stamps it: another machine's, where that is on a network."""
+    state = os.path.join(store_path, STATE)
+    os.utime(state)
+    return os.stat(state).st_mtime_ns
+
+
+def settle(store_path: str, manifest: Manifest, names: Iterable[str]) -> None:
+    """Wait, two seconds at most, until the stat of what was just recorded proves something, and record that.
+
+    A run that is killed here leaves entries that the next one proves by their hash.
+    """
+    fresh = [name for name in names if not manifest[name].recorded_ns > manifest[name].ctime_ns + RACY_NS]
+    if not fresh:
+        return
+    left = max(manifest[name].ctime_ns for name in fresh) + RACY_NS - clock_ns(store_path)
+    if left >= 0:
+        time.sleep((min(left, RACY_NS) + _COARSE_NS) / 1e9)
+    recorded = clock_ns(store_path)
+    for name in fresh:
+        with contextlib.suppress(FileNotFoundError):
+            if manifest[name].resembles(os.lstat(os.path.join(store_path, name))):
+                manifest[name] = manifest[name]._replace(recorded_ns=recorded)
+    write_manifest(store_path, manifest)
 
 
 def sync_directory(path: str) -> None:

@@ -277,7 +277,7 @@ def _make_directory(parent: int, name: str, tree: Tree, path: str) -> int:
             pass
         except PermissionError:
             os.mkdir(name, 0o700, dir_fd=parent)
-        created = _enter(parent, name, path)
+        created = enter(parent, name, path)
         try:
             _refuse_foreign(path, os.fstat(created), tree)
             os.fchown(created, tree.owner.uid, tree.gid)
@@ -289,7 +289,11 @@ def _make_directory(parent: int, name: str, tree: Tree, path: str) -> int:
     return created
 
 
-def _enter(parent: int, name: str, path: str) -> int:
+def enter(parent: int, name: str, path: str) -> int:
+    """Open the folder ``name`` in the open folder ``parent``; raises UnsafePathError where it is none, or a symlink.
+
+    ``path`` is for the error.
+    """
     try:
         return os.open(name, _OPEN_DIRECTORY, dir_fd=parent)
     except OSError as error:
@@ -315,7 +319,7 @@ def _converge_relative(root: int, relative: str, tree: Tree) -> None:
         for name in relative.split("/"):
             try:
                 with _about(path):
-                    entered = _enter(current, name, path)
+                    entered = enter(current, name, path)
             except FileNotFoundError:
                 entered = _make_directory(current, name, tree, path)
             current = _replace_descriptor(current, entered)
