@@ -11,6 +11,8 @@ from support.role_readme import variables_section, with_section
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 ROLES = sorted(path.parent for path in CHECKOUT.glob("roles/*/tasks"))
+# The shipped catalog is a file of its own; a second copy of it would tell a reader nothing.
+TOO_LONG_TO_REPEAT = {"models_catalog"}
 
 pytestmark = pytest.mark.parametrize("role", ROLES, ids=lambda path: path.name)
 
@@ -38,8 +40,10 @@ def test_defaults_and_options_name_the_same_variables(role: Path) -> None:
 
 def test_defaults_are_the_same_in_both(role: Path) -> None:
     options = options_of(role)
-    specified = {name: options[name].get("default") for name in defaults_of(role) if name in options}
-    assert specified == {name: value for name, value in defaults_of(role).items() if name in options}
+    defaults = {name: value for name, value in defaults_of(role).items() if name not in TOO_LONG_TO_REPEAT}
+    assert {name: options[name].get("default") for name in defaults if name in options} == {
+        name: value for name, value in defaults.items() if name in options
+    }
 
 
 def test_every_option_is_described(role: Path) -> None:
