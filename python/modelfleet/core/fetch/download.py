@@ -91,8 +91,8 @@ class Download:
         self._sha256 = wanted.sha256
         self._limit = RateLimit(settings.rate_limit, sleep)
         self._without_ranges: Set[str] = set()
-        # Who has sent of what the part holds; an earlier run counts as somebody whom we do not know.
-        self._senders: Set[str] = set()
+        # How many answers made what the part holds; an earlier run counts as one.
+        self._pieces = 0
         self._highest = 0
         self._synced = 0
 
@@ -117,7 +117,7 @@ class Download:
             if self._sha256 is None:
                 self._restart()
             if self._part.offset:
-                self._senders.add("")
+                self._pieces = 1
             self._highest = self._synced = self._part.offset
             for upstream in upstreams:
                 try:
@@ -142,7 +142,7 @@ class Download:
     def _from(self, upstream: Upstream) -> str:
         """Return the file's SHA-256 once all of it has come from ``upstream``, or from it and those before it."""
         patience = self._settings.patience
-        tries = 0
+        tries, proved = 0, False
         while True:
             before = self._highest
             try:
@@ -150,17 +150,17 @@ class Download:
                 found = self._hasher.hexdigest()
                 if self._sha256 in (None, found):
                     return found
-                alone = self._senders <= {upstream.label}
+                final, proved = proved or self._pieces == 1, True
                 page = self._begins_like_a_page()
                 self._restart()
                 if page:
                     raise self._portal(upstream)
-                if alone:
+                if final:
                     raise IntegrityError(
                         f"{self._wanted.name} from {upstream.label}", f"sha256 {self._sha256}", f"sha256 {found}"
                     )
-                # Whoever of the senders it was: this one is asked for all of it.
-                trouble = TryAgainError("the parts of several sources do not make the pinned file", at_once=True)
+                # Which of the answers it was cannot be told: once more, from the beginning.
+                trouble = TryAgainError("its pieces do not make the pinned file", at_once=True)
             except TryAgainError as error:
                 trouble = error
                 if self._begins_like_a_page():
@@ -205,7 +205,7 @@ class Download:
         try:
             with open_answer(upstream.url, headers, self._settings, upstream.credential) as answer:
                 length = self._accept(answer, upstream, start)
-                self._senders.add(upstream.label)
+                self._pieces += 1
                 validator = _validator(answer)
                 if validator:
                     self._part.remember(server, validator)
@@ -357,7 +357,7 @@ class Download:
         """Begin with nothing, and wait until the hashing has let go of what there was."""
         self._hasher.begin(hashlib.sha256(), 0)
         self._part.restart()
-        self._senders.clear()
+        self._pieces = 0
         self._synced = 0
 
     def _begins_like_a_page(self) -> bool:
