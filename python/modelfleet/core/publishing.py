@@ -177,6 +177,13 @@ class _Run:
         # Another run may have published while we waited.
         self.manifest = read_manifest(store_path)
         self.outcome = Outcome([], [], [])
+        self.recorded: Set[str] = set()
+        self.unproved = {
+            file.path for unit in units for file in unit.files if not is_proved(store_path, file, self._known(file))
+        }
+
+    def _known(self, file: PinnedFile) -> Optional[FileRecord]:
+        return self.manifest.get(file.path)
 
     def carry_out(self) -> Outcome:
         pending: List[Tuple[Unit, List[PinnedFile]]] = []
@@ -192,7 +199,7 @@ class _Run:
             for unit in self.units:
                 self._remove(unit)
         finally:
-            settle(self.store, self.manifest, [name for name in self.outcome.published if name in self.manifest])
+            settle(self.store, self.manifest, self.recorded & set(self.manifest))
         return self.outcome
 
     def _adopt(self, unit: Unit) -> List[PinnedFile]:
@@ -200,7 +207,7 @@ class _Run:
         missing: List[PinnedFile] = []
         proofs: Dict[str, Proof] = {}
         for file in unit.files:
-            if is_proved(self.store, file, self.manifest.get(file.path)):
+            if is_proved(self.store, file, self._known(file)):
                 continue
             path = os.path.join(self.store, file.path)
             proof = None
@@ -241,7 +248,9 @@ class _Run:
     def _record(self, proofs: Dict[str, Proof], gone: Sequence[str] = ()) -> None:
         if proofs or gone:
             record(self.store, self.manifest, proofs, gone)
-            self.outcome.published.extend(name for name in proofs if name not in self.outcome.published)
+            self.recorded.update(proofs)
+            # What was copied with its folder, or hidden for a moment, is what it was.
+            self.outcome.published.extend(name for name in proofs if name in self.unproved)
 
     def _warn(self, warnings: Sequence[str]) -> None:
         self.outcome.warnings.extend(one for one in warnings if one not in self.outcome.warnings)
@@ -334,12 +343,13 @@ class _Run:
         staged = self._staged(unit, file)
         self._make_folders(staged)
         if os.path.lexists(staged):
-            proof = self._prove(unit, file, staged)
+            # Only the owner could put something else there; it goes.
+            proof = self._prove(unit, file, staged) if stat.S_ISREG(os.lstat(staged).st_mode) else None
             if proof:
                 return proof
-            os.unlink(staged)
+            (remove_tree if os.path.isdir(staged) and not os.path.islink(staged) else os.unlink)(staged)
         final = os.path.join(self.store, file.path)
-        known = self.manifest.get(file.path)
+        known = self._known(file)
         if unit.whole and file.sha256 and known and known.sha256 == file.sha256 and os.path.lexists(final):
             # The folder is to be another one, the file stays what it is; it is proved like one that was fetched.
             self.progress.update(f"copying {file.path}")

@@ -1,0 +1,553 @@
+"""Models of several files: fetched whole, judged whole, published whole, replaced whole, removed whole."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fuzz.seeds import ARCHITECTURE, UINT32, field, onnx, onnx_tensor, pair, safetensors, safetensors_entry
+from fuzz.seeds import gguf as gguf_of
+from modelfleet.core import publishing
+from modelfleet.core.errors import FetchError, FormatError, ModelfleetError, UnsafePathError
+from modelfleet.core.fetch.settings import FetchSettings
+from modelfleet.core.jobs import Progress
+from modelfleet.core.pins import PinnedFile
+from modelfleet.core.planning.document import HostPlan, ModelPlan
+from modelfleet.core.privilege import Account
+from modelfleet.core.publishing import Outcome, carry_out, foresee
+from modelfleet.core.store import folders, manifest, publish
+from modelfleet.core.store.manifest import MANIFEST, RACY_NS, read_manifest
+
+UNIT = "embeddings/small"
+PICKLE = b"\x80\x04K\x01."
+
+
+@pytest.fixture(autouse=True)
+def soon_settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system of today stamps finely enough: wait less for a stat to prove something."""
+    monkeypatch.setattr(manifest, "RACY_NS", 30_000_000)
+
+
+def weights(name: str = "a") -> bytes:
+    return safetensors({name: safetensors_entry(0, 8, [2])}, bytes(8))
+
+
+def embedding(note: str = "") -> dict[str, bytes]:
+    """Return the files of a model that is a folder."""
+    return {
+        "config.json": json.dumps({"model_type": "bert", "note": note}).encode(),
+        "1_Pooling/config.json": b'{"pooling_mode_mean_tokens": true}',
+        "vocab.txt": b"[PAD]\n" + note.encode(),
+        "model.safetensors": weights(f"a{note}"),
+    }
+
+
+def split(note: int = 0) -> dict[str, bytes]:
+    """Return the files of a split GGUF."""
+
+    def shard(number: int) -> bytes:
+        keys = [("split.no", number), ("split.count", 3), ("note", note)]
+        pairs = [pair(key, UINT32, value.to_bytes(4, "little")) for key, value in keys]
+        return gguf_of([ARCHITECTURE, *pairs])
+
+    return {f"big-{number + 1:05d}-of-00003.gguf": shard(number) for number in range(3)}
+
+
+class Host:
+    """A store, and a place that its models come from."""
+
+    def __init__(self, store: Path, sources: Path) -> None:
+        self.store = store
+        self.sources = sources
+        self.fetched: list[str] = []
+
+    def pin(self, folder: str, name: str, content: bytes) -> PinnedFile:
+        digest = hashlib.sha256(content).hexdigest()
+        source = self.sources / digest
+        source.write_bytes(content)
+        source.chmod(0o644)
+        return PinnedFile(f"{folder}/{name}", source.as_uri(), len(content), digest, None)
+
+    def model(
+        self, files: Mapping[str, bytes], folder: str = UNIT, action: str = "fetch", allow_pickle: bool = False
+    ) -> ModelPlan:
+        pins = tuple(self.pin(folder, name, content) for name, content in files.items())
+        unit = None if folder.count("/") == 1 and folder != UNIT else folder
+        category = os.path.dirname(folder) if unit else folder
+        return ModelPlan(
+            *("small", "f32", category, "safetensors", unit, pins, pins, action, "because"), allow_pickle=allow_pickle
+        )
+
+    def run(self, *models: ModelPlan) -> Outcome:
+        plan = HostPlan(str(self.store), models)
+        expected = foresee(plan)
+        outcome = carry_out(plan, FetchSettings(), Progress())
+        assert sorted(outcome.published) == sorted(expected.published) and outcome.removed == expected.removed
+        return outcome
+
+    def publish(self, files: Mapping[str, bytes], folder: str = UNIT, **more: Any) -> Outcome:
+        return self.run(self.model(files, folder, **more))
+
+    def content(self, folder: str = UNIT) -> dict[str, bytes]:
+        """Return what a reader finds."""
+        root = self.store / folder
+        return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+    def is_kept(self, files: Mapping[str, bytes], folder: str = UNIT) -> bool:
+        """Tell whether a run has nothing to do, and that by stats alone."""
+        return foresee(HostPlan(str(self.store), (self.model(files, folder),))) == Outcome([], [], [])
+
+    def lose_sources(self) -> None:
+        for path in self.sources.iterdir():
+            path.unlink()
+
+    @property
+    def in_flight(self) -> list[str]:
+        return os.listdir(self.store / "cache/temp")
+
+
+@pytest.fixture
+def host(store: Path, ground: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    (ground / "sources").mkdir(mode=0o755)
+    host = Host(store, ground / "sources")
+    fetch = publishing.fetch
+
+    def note(file: PinnedFile, *rest: Any) -> str:
+        path = fetch(file, *rest)
+        host.fetched.append(os.path.basename(file.path))
+        return path
+
+    monkeypatch.setattr(publishing, "fetch", note)
+    return host
+
+
+class TestFolder:
+    def test_it_appears_in_one_step_with_its_modes_and_is_kept(
+        self, host: Host, owner: Account, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen: list[bool] = []
+        replace = os.rename
+
+        def watch(*arguments: Any, **more: Any) -> None:
+            seen.append((host.store / UNIT).exists())
+            replace(*arguments, **more)
+
+        monkeypatch.setattr(os, "rename", watch)
+        outcome = host.publish(embedding())
+        assert seen == [False], "one rename makes the whole of it visible"
+        assert sorted(outcome.published) == sorted(f"{UNIT}/{name}" for name in embedding())
+        assert host.content() == embedding() and host.in_flight == [] and host.is_kept(embedding())
+        for path in [host.store / UNIT, *(host.store / UNIT).rglob("*")]:
+            status = path.stat()
+            assert stat.S_IMODE(status.st_mode) == (0o755 if path.is_dir() else 0o644), path
+            assert (status.st_uid, status.st_gid) == (owner.uid, owner.gid)
+
+    @pytest.mark.parametrize("umask", [0o000, 0o077])
+    def test_folders_have_the_mode_of_the_category(self, host: Host, umask: int) -> None:
+        (host.store / "embeddings").chmod(0o750)
+        before = os.umask(umask)
+        try:
+            host.publish(embedding())
+        finally:
+            os.umask(before)
+        assert stat.S_IMODE((host.store / UNIT / "1_Pooling").stat().st_mode) == 0o750
+
+    def test_one_write_of_the_manifest_records_all_of_it(self, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+        written = []
+        write = publish.write_manifest
+
+        def watch(store_path: str, known: Any) -> None:
+            written.append(sorted(known))
+            write(store_path, known)
+
+        monkeypatch.setattr(publish, "write_manifest", watch)
+        host.publish(embedding())
+        assert written == [sorted(f"{UNIT}/{name}" for name in embedding())]
+
+    @pytest.mark.parametrize("can_exchange", [True, False])
+    def test_another_version_takes_its_place_whole(
+        self, host: Host, can_exchange: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        if not can_exchange:
+            monkeypatch.setattr(publish, "exchange", lambda *_: False)
+        host.publish({**embedding(), "old.txt": b"gone in the next"})
+        descriptor = os.open(host.store / UNIT / "config.json", os.O_RDONLY)
+        host.publish(embedding("new"))
+        assert os.read(descriptor, 100) == embedding()["config.json"], "who has it open goes on reading it"
+        os.close(descriptor)
+        assert host.content() == embedding("new") and host.is_kept(embedding("new")) and host.in_flight == []
+        assert sorted(read_manifest(str(host.store))) == sorted(f"{UNIT}/{name}" for name in embedding())
+
+    def test_this_system_exchanges(self, tmp_path: Path) -> None:
+        for name in ("a", "b"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / name).touch()
+        descriptor = os.open(tmp_path, os.O_RDONLY)
+        try:
+            if not folders.exchange(descriptor, "a", descriptor, "b"):
+                pytest.skip("the file system of the tests does not exchange names")
+            assert os.listdir(tmp_path / "a") == ["b"] and os.listdir(tmp_path / "b") == ["a"]
+            with pytest.raises(FileNotFoundError):
+                folders.exchange(descriptor, "a", descriptor, "missing")
+        finally:
+            os.close(descriptor)
+
+    def test_only_what_changed_is_fetched(self, host: Host) -> None:
+        host.publish(embedding())
+        host.fetched.clear()
+        host.publish({**embedding(), "vocab.txt": b"other words"})
+        assert host.fetched == ["vocab.txt"] and host.content()["vocab.txt"] == b"other words"
+
+    def test_a_damaged_file_is_repaired_with_the_folder_whole_at_any_time(self, host: Host) -> None:
+        host.publish(embedding())
+        host.fetched.clear()
+        (host.store / UNIT / "vocab.txt").write_bytes(b"rotten")
+        host.publish(embedding())
+        assert host.fetched == ["vocab.txt"] and host.content() == embedding()
+
+    def test_what_a_person_put_there_is_adopted(self, host: Host) -> None:
+        model = host.model(embedding())
+        for name, content in {**embedding(), "notes.of.mine": b"x"}.items():
+            path = host.store / UNIT / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        host.lose_sources()
+        inode = (host.store / UNIT).stat().st_ino
+        assert len(host.run(model).published) == 4
+        assert (host.store / UNIT).stat().st_ino == inode and (host.store / UNIT / "notes.of.mine").exists()
+
+    def test_a_folder_with_somebody_elses_file_is_not_replaced(self, host: Host) -> None:
+        host.publish(embedding())
+        (host.store / UNIT / "notes.of.mine").write_text("precious")
+        with pytest.raises(UnsafePathError) as caught:
+            host.publish(embedding("new"))
+        assert str(caught.value) == (
+            f"{host.store}/{UNIT}/notes.of.mine: lies in {UNIT}, which is to be replaced, and modelfleet did not put "
+            "it there; move it away"
+        )
+        assert host.content() == {**embedding(), "notes.of.mine": b"precious"}
+
+    def test_a_failure_leaves_the_last_good_one_and_what_came_is_not_fetched_again(self, host: Host) -> None:
+        host.publish(embedding())
+        model = host.model(embedding("new"))
+        last = host.sources / str(model.files[-1].sha256)
+        content = last.read_bytes()
+        last.unlink()
+        with pytest.raises(FetchError):
+            host.run(model)
+        assert host.content() == embedding() and host.is_kept(embedding())
+        last.write_bytes(content)
+        host.fetched.clear()
+        host.run(host.model(embedding("new")))
+        assert host.fetched == ["model.safetensors"] and host.content() == embedding("new") and host.in_flight == []
+
+    def test_what_was_tampered_with_in_flight_is_fetched_again(self, host: Host) -> None:
+        model = host.model(embedding())
+        missing = host.sources / str(model.files[-1].sha256)
+        missing.unlink()
+        with pytest.raises(FetchError):
+            host.run(model)
+        staging = host.store / "cache/temp" / host.in_flight[0]
+        (staging / "config.json").write_bytes(b"{}".ljust(len(embedding()["config.json"])))
+        (staging / "evil.py").write_text("")
+        (staging / "vocab.txt").unlink()
+        (staging / "vocab.txt").symlink_to(host.store / MANIFEST)
+        host.publish(embedding())
+        assert host.content() == embedding() and host.in_flight == []
+
+    @pytest.mark.parametrize(
+        ("files", "found"),
+        [
+            ({"model.safetensors": b"\x02" + bytes(9)}, "header"),
+            ({"model.safetensors": weights(), "config.json": b'{"auto_map": {}}'}, "auto_map"),
+            ({"model.safetensors": weights(), "run.py": b"print()"}, "content"),
+            ({"model.safetensors": weights(), "tokenizer.json": b"{"}, "JSON"),
+            ({"readme.md": b"no weights", "config.json": b"{}"}, "no model"),
+            ({"pytorch_model.bin": PICKLE, "config.json": b"{}"}, "a pickle, which runs code when it is loaded"),
+            ({"A.txt": b"", "a.txt": b"", "model.safetensors": weights()}, "names that differ in more than case"),
+        ],
+    )
+    def test_what_is_no_model_is_not_published(self, host: Host, files: dict[str, bytes], found: str) -> None:
+        with pytest.raises(FormatError, match=found):
+            host.run(host.model(files))
+        assert not (host.store / UNIT).exists() and host.in_flight == [] and read_manifest(str(host.store)) == {}
+
+    def test_a_pickle_that_is_allowed_comes_with_a_warning(self, host: Host) -> None:
+        files = {"model.pth": PICKLE, "config.json": b"{}"}
+        outcome = host.publish(files, allow_pickle=True)
+        assert host.content() == files
+        assert outcome.warnings == [
+            "model.pth: a pickle, which runs code when it is loaded; load it with weights_only=True only"
+        ]
+
+    def test_external_data_of_onnx_is_looked_for_beside_it(self, host: Host) -> None:
+        tensor = onnx_tensor([4], [("location", "model.data")])
+        files = {"model.onnx": onnx(field(5, tensor)), "model.data": bytes(16)}
+        host.publish(files)
+        assert host.content() == files
+        with pytest.raises(FormatError):
+            host.publish({**files, "model.data": bytes(15)})
+        assert host.content() == files
+
+    def test_a_sharded_model(self, host: Host) -> None:
+        index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+        files = {
+            "model-00001-of-00002.safetensors": weights("a"),
+            "model-00002-of-00002.safetensors": weights("b"),
+            "model.safetensors.index.json": json.dumps(index).encode(),
+        }
+        host.publish(files)
+        assert host.content() == files
+        del files["model-00001-of-00002.safetensors"]
+        with pytest.raises(FormatError, match="weight_map"):
+            host.publish({**files, "config.json": b"{}"})
+        files["model-00001-of-00002.safetensors"] = weights("a")
+        assert host.content() == files
+
+    @pytest.mark.parametrize("what", ["symlink", "file"])
+    def test_something_else_in_its_place_is_refused(self, host: Host, ground: Path, what: str) -> None:
+        (ground / "treasure").mkdir(mode=0o777)
+        if what == "symlink":
+            (host.store / UNIT).symlink_to(ground / "treasure")
+        else:
+            (host.store / UNIT).write_text("mine")
+        with pytest.raises(UnsafePathError, match="'small' is not a directory; move it away"):
+            host.publish(embedding())
+        assert os.listdir(ground / "treasure") == []
+
+    def test_a_symlink_inside_is_refused(self, host: Host, ground: Path) -> None:
+        (ground / "treasure").mkdir(mode=0o777)
+        (host.store / UNIT).mkdir()
+        (host.store / UNIT / "1_Pooling").symlink_to(ground / "treasure")
+        with pytest.raises(UnsafePathError, match="'1_Pooling' is not a directory; move it away"):
+            host.publish(embedding())
+        assert os.listdir(ground / "treasure") == []
+
+
+class TestSplit:
+    """Several files in a category: the one that readers open first comes last."""
+
+    CATEGORY = "chat/7b"
+
+    @pytest.fixture
+    def order(self, host: Host, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """Return the list of what a reader can find in the category after each step."""
+        seen: list[str] = []
+
+        def watch(name: str) -> None:
+            step = getattr(os, name)
+
+            def then(*arguments: Any, **more: Any) -> None:
+                step(*arguments, **more)
+                seen.append(" ".join(sorted(one[4:9] for one in os.listdir(host.store / self.CATEGORY))))
+
+            monkeypatch.setattr(os, name, then)
+
+        watch("replace")
+        watch("unlink")
+        return seen
+
+    def test_the_first_file_comes_last(self, host: Host, order: list[str]) -> None:
+        host.publish(split(), self.CATEGORY)
+        assert host.content(self.CATEGORY) == split() and host.is_kept(split(), self.CATEGORY)
+        steps = list(dict.fromkeys(order))
+        assert steps == ["", "00002", "00002 00003", "00001 00002 00003"]
+
+    def test_on_replacing_the_first_file_goes_first(self, host: Host, order: list[str]) -> None:
+        host.publish(split(), self.CATEGORY)
+        order.clear()
+        host.publish(split(1), self.CATEGORY)
+        assert host.content(self.CATEGORY) == split(1) and host.in_flight == []
+        steps = list(dict.fromkeys(order))
+        assert steps == ["00001 00002 00003", "00002 00003"], "no reader finds a mixture"
+
+    def test_the_first_file_hides_while_others_are_repaired(self, host: Host, order: list[str]) -> None:
+        host.publish(split(), self.CATEGORY)
+        for number in (2, 3):
+            (host.store / self.CATEGORY / f"big-0000{number}-of-00003.gguf").write_bytes(b"rotten")
+        order.clear()
+        host.fetched.clear()
+        plan = HostPlan(str(host.store), (host.model(split(), self.CATEGORY),))
+        carry_out(plan, FetchSettings(), Progress())
+        assert len(host.fetched) == 2 and "00002 00003" in order
+        assert host.content(self.CATEGORY) == split() and host.is_kept(split(), self.CATEGORY)
+
+    def test_one_file_is_repaired_without_a_gap(self, host: Host, order: list[str]) -> None:
+        host.publish(split(), self.CATEGORY)
+        (host.store / self.CATEGORY / "big-00002-of-00003.gguf").write_bytes(b"rotten")
+        order.clear()
+        host.publish(split(), self.CATEGORY)
+        assert set(order) == {"00001 00002 00003"} and host.content(self.CATEGORY) == split()
+
+    def test_a_split_model_with_files_of_another_is_refused(self, host: Host) -> None:
+        files = {**split(), "big-00002-of-00003.gguf": split()["big-00003-of-00003.gguf"]}
+        with pytest.raises(FormatError, match=r"split\.no"):
+            host.publish(files, self.CATEGORY)
+        assert host.content(self.CATEGORY) == {}
+
+
+class TestRemove:
+    def test_a_folder_goes_in_one_step(self, host: Host) -> None:
+        host.publish(embedding())
+        outcome = host.publish(embedding(), action="remove")
+        assert sorted(outcome.removed) == sorted(f"{UNIT}/{name}" for name in embedding())
+        assert not (host.store / UNIT).exists() and read_manifest(str(host.store)) == {} and host.in_flight == []
+        assert host.publish(embedding(), action="remove") == Outcome([], [], [])
+
+    def test_models_of_several_folders_in_one_order(self, host: Host) -> None:
+        host.publish(embedding())
+        host.publish(split(), "chat/7b")
+        host.publish({"other.safetensors": weights()}, "embeddings")
+        models = [host.model(embedding()), host.model(split(), "chat/7b")]
+        files = tuple(file for model in models for file in model.files)
+        host.run(ModelPlan("small", "any", "chat/7b", "any", None, files, (), "remove", "no wish keeps it"))
+        assert sorted(read_manifest(str(host.store))) == ["embeddings/other.safetensors"]
+        assert os.listdir(host.store / "chat/7b") == [] and os.listdir(host.store / "embeddings") == [
+            "other.safetensors"
+        ]
+
+    def test_what_is_not_ours_stays(self, host: Host) -> None:
+        (host.store / "chat/7b/x.gguf").write_bytes(b"precious")
+        assert host.publish({"x.gguf": b"precious"}, "chat/7b", action="remove") == Outcome([], [], [])
+        assert (host.store / "chat/7b/x.gguf").read_bytes() == b"precious"
+
+    def test_beside_somebody_elses_file_only_ours_go(self, host: Host) -> None:
+        host.publish(embedding())
+        (host.store / UNIT / "notes.of.mine").write_text("precious")
+        assert len(host.publish(embedding(), action="remove").removed) == 4
+        assert host.content() == {"notes.of.mine": b"precious"}
+
+    def test_what_was_changed_by_hand_is_forgotten_not_removed(self, host: Host) -> None:
+        host.publish(embedding())
+        (host.store / UNIT / "vocab.txt").write_text("my own words")
+        plan = HostPlan(str(host.store), (host.model(embedding(), action="remove"),))
+        outcome = carry_out(plan, FetchSettings(), Progress())
+        assert outcome.warnings == [f"{UNIT}/vocab.txt was changed since it was published: it is left where it is"]
+        assert host.content() == {"vocab.txt": b"my own words"} and read_manifest(str(host.store)) == {}
+
+    def test_a_file_that_another_model_keeps_stays(self, host: Host) -> None:
+        host.publish({"x.safetensors": weights()}, "embeddings")
+        going = host.model({"x.safetensors": weights()}, "embeddings", action="remove")
+        staying = host.model({"x.safetensors": weights()}, "embeddings")
+        assert host.run(going, staying) == Outcome([], [], [])
+        assert (host.store / "embeddings/x.safetensors").exists()
+
+    def test_nothing_is_removed_where_a_fetch_fails(self, host: Host) -> None:
+        host.publish(split(), "chat/7b")
+        coming = host.model(embedding())
+        host.lose_sources()
+        with pytest.raises(FetchError):
+            host.run(host.model(split(), "chat/7b", action="remove"), coming._replace(missing=()))
+        assert host.content("chat/7b") == split()
+
+
+class Killed(BaseException):
+    """The end of a run: nothing after it happens, as after SIGKILL."""
+
+
+STEPS = ("rename", "replace", "unlink", "mkdir", "rmdir", "fsync", "fchmod", "utime")
+
+
+@contextlib.contextmanager
+def killed_at(number: int, patch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Let the process do ``number`` changes of the file system and then none any more."""
+    done: list[str] = []
+
+    def limit(name: str, step: Callable[..., Any]) -> Callable[..., Any]:
+        def then(*arguments: Any, **more: Any) -> Any:
+            if len(done) >= number:
+                raise Killed(name)
+            done.append(name)
+            return step(*arguments, **more)
+
+        return then
+
+    with patch.context() as context:
+        for name in STEPS:
+            context.setattr(os, name, limit(name, getattr(os, name)))
+        context.setattr(publish, "exchange", limit("exchange", folders.exchange))
+        with contextlib.suppress(Killed):
+            yield done
+            done.append("end")
+
+
+@pytest.mark.parametrize("kind", ["folder", "folder without exchange", "split"])
+@pytest.mark.parametrize("update", [False, True])
+def test_killed_at_any_step_the_old_or_the_new_is_there_and_the_next_run_converges(
+    host: Host, monkeypatch: pytest.MonkeyPatch, kind: str, update: bool
+) -> None:
+    """After each number of steps: never a mixture, nothing recorded that is not there; one run repairs."""
+    folder = "chat/7b" if kind == "split" else UNIT
+    make: Callable[[int], dict[str, bytes]] = split if kind == "split" else lambda note: embedding(str(note))
+    entry = "big-00001-of-00003.gguf"
+    if kind == "folder without exchange":
+        monkeypatch.setattr(folders, "exchange", lambda *_: False)
+        monkeypatch.setattr(publish, "exchange", lambda *_: False)
+    for number in range(200):
+        if update:
+            host.publish(make(0), folder)
+        with killed_at(number, monkeypatch) as done:
+            host.publish(make(1), folder)
+        found = host.content(folder)
+        allowed = [make(1), *([make(0)] if update else [{}])]
+        if kind == "folder without exchange":
+            allowed.append({})
+        if kind == "split":
+            assert found in allowed or entry not in found, "a reader that finds the first file finds all that belong"
+        else:
+            assert found in allowed
+        for name, known in read_manifest(str(host.store)).items():
+            path = host.store / name
+            if path.exists() and known._replace(recorded_ns=known.ctime_ns + RACY_NS + 1).matches(path.lstat()):
+                assert hashlib.sha256(path.read_bytes()).hexdigest() == known.sha256
+        host.publish(make(1), folder)
+        assert host.content(folder) == make(1) and host.is_kept(make(1), folder) and host.in_flight == []
+        if done[-1:] == ["end"]:
+            assert number > 20
+            return
+        host.publish(make(1), folder, action="remove")
+        assert host.content(folder) == {}
+    pytest.fail("it was always killed")
+
+
+def test_no_inodes(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = os.statvfs_result((4096, 4096, 10**9, 10**9, 10**9, 100, 10, 10, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda _: full)
+    with pytest.raises(ModelfleetError, match="20 inodes are needed, 10 are free; free some space"):
+        host.publish(embedding())
+    assert host.fetched == []
+
+
+def test_a_file_system_without_a_count_of_inodes(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    endless = os.statvfs_result((4096, 4096, 10**9, 10**9, 10**9, 0, 0, 0, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda _: endless)
+    host.publish(embedding())
+
+
+def test_a_file_that_nothing_pins_is_recorded_as_it_came(host: Host) -> None:
+    model = host.model({"x.safetensors": weights()}, "embeddings")
+    free = tuple(file._replace(size=None, sha256=None, in_lock=False) for file in model.files)
+    assert host.run(model._replace(files=free, missing=free)).published == ["embeddings/x.safetensors"]
+    assert read_manifest(str(host.store))["embeddings/x.safetensors"].sha256 == hashlib.sha256(weights()).hexdigest()
+    assert host.run(model._replace(files=free, missing=free)).published == []
+
+
+def test_a_staging_folder_of_another_plan_stays_for_a_week(host: Host) -> None:
+    model = host.model(embedding())
+    (host.sources / str(model.files[-1].sha256)).unlink()
+    with pytest.raises(FetchError):
+        host.run(model)
+    [staging] = host.in_flight
+    other = {"x.safetensors": weights("x")}
+    host.publish(other, "embeddings")
+    assert host.in_flight == [staging]
+    os.utime(host.store / "cache/temp" / staging, (0, 0))
+    host.publish({"y.safetensors": weights("y")}, "embeddings")
+    assert host.in_flight == []
