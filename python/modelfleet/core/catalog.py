@@ -395,24 +395,3 @@ def _by_quality(names: Iterable[Any]) -> List[Any]:
     """Return quantizations with the best first; where one is not known, in the order in which they are listed."""
     listed = list(names)
     return sorted(listed, key=QUALITY.index) if all(name in QUALITY for name in listed) else listed
-
-
-def select(
-    wanted: Sequence[Mapping[str, Any]], catalog: Sequence[Mapping[str, Any]], lock: Mapping[str, Any]
-) -> List[Variant]:
-    """Return the preferred variants that ``wanted`` asks for, each once; raises ConfigurationError."""
-    from .wishes import candidates, read_wishes
-
-    known = read_catalog(catalog, lock)
-    variants: Dict[Tuple[str, str], Variant] = {}
-    for wish in read_wishes(wanted, known):
-        variant = candidates(wish, known)[1][0]
-        for file in variant.files:
-            if not file.locked:
-                raise ConfigurationError(
-                    f"{_called(variant)}: {file.path} is not in the lock",
-                    f"nothing is published that the lock does not pin: {CURE} {variant.model}:{variant.quantization}",
-                )
-        variants[variant.model, variant.quantization] = variant
-    refuse_collisions(variants.values())
-    return list(variants.values())
