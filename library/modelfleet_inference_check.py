@@ -31,7 +31,7 @@ options:
     type: str
     default: ""
   models:
-    description: The models of the plan that M(modelfleet_models) returned.
+    description: The models of the plan that M(modelfleet_plan) returned.
     type: list
     elements: dict
     required: true

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: modelfleet_models
-short_description: Plan, fetch, prove and publish models
+short_description: Carry out a plan of models
 description:
-  - Compares the wished models with what the store can prove, fetches what is missing and publishes it.
+  - Fetches what a plan of M(modelfleet_plan) misses, proves it and publishes it; then removes what the plan removes.
   - A file is published only when its size and SHA-256 are those that the lock pins; it appears whole or not at all.
   - Where nothing changed it costs one stat per file.
   - A model of several files, or a folder, appears whole; what a plan removes is removed only where we published it.
@@ -17,24 +17,10 @@ version_added: "0.1.0"
 author:
   - The modelfleet contributors (@modelfleet)
 options:
-  store_path:
-    description: The store. Empty means C(/opt/ashley-ai/models) as root, else C(~/.local/share/ashley-ai/models).
-    type: str
-    default: ""
-  wanted:
-    description: The wishes, each with C(model) and, if it matters, C(quantization).
-    type: list
-    elements: dict
-  catalog:
-    description: The known models; a later entry wins over an earlier one of the same C(id).
-    type: list
-    elements: dict
-  lock:
-    description: What pins every file by size and SHA-256, as in C(models.lock.json).
-    type: dict
   plan:
-    description: What to carry out, as M(modelfleet_plan) returns it. Takes the place of the four options before.
+    description: What to carry out, as M(modelfleet_plan) returns it.
     type: dict
+    required: true
   ca_bundle:
     description: A file of certificates on the host, in PEM form, for every download. Empty means the system's.
     type: path
@@ -60,33 +46,28 @@ options:
     default: false
 attributes:
   check_mode:
-    description: Returns the plan that a run would carry out.
+    description: Tells which files a run would publish and remove.
     support: full
   diff_mode:
-    description: Lists the files that are published.
+    description: Lists the files that are published and removed.
     support: full
 """
 
 EXAMPLES = r"""
-- name: Publish the models of this host
-  modelfleet_models:
+- name: Plan the models of this host
+  modelfleet_plan:
     wanted:
       - model: smollm2-135m-instruct
-        quantization: q4_1
     catalog: "{{ models_catalog }}"
     lock: "{{ lookup('ansible.builtin.file', 'models.lock.json') | from_json }}"
+    hardware: "{{ ansible_facts['modelfleet_hardware'] }}"
+
+- name: Publish them
+  modelfleet_models:
+    plan: "{{ ansible_facts['modelfleet_plan'] }}"
 """
 
 RETURN = r"""
-ansible_facts:
-  description: The plan, for the roles that follow.
-  type: dict
-  returned: always
-  contains:
-    modelfleet_plan:
-      description: For each model its files, the action (keep or fetch), the reason and the bytes to fetch.
-      type: dict
-      returned: always
 published:
   description: The files that were published, relative to the store.
   type: list
@@ -108,23 +89,15 @@ import json
 import os
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.modelfleet.core.catalog import select
 from ansible.module_utils.modelfleet.core.errors import ModelfleetError
 from ansible.module_utils.modelfleet.core.jobs import Progress, describe_os_error, start
-from ansible.module_utils.modelfleet.core.planning import HostPlan, plan_host
-from ansible.module_utils.modelfleet.core.planning.document import plan_from_dict
-from ansible.module_utils.modelfleet.core.store.layout import resolve_store_path
-from ansible.module_utils.modelfleet.core.store.manifest import read_manifest
+from ansible.module_utils.modelfleet.core.planning.document import HostPlan, plan_from_dict
 from ansible.module_utils.modelfleet.core.store.tree import store_owner
 
 
 def get_argument_spec() -> dict:
     return {
-        "store_path": {"type": "str", "default": ""},
-        "wanted": {"type": "list", "elements": "dict"},
-        "catalog": {"type": "list", "elements": "dict"},
-        "lock": {"type": "dict"},
-        "plan": {"type": "dict"},
+        "plan": {"type": "dict", "required": True},
         "ca_bundle": {"type": "path", "default": ""},
         "hub_endpoints": {"type": "list", "elements": "str", "default": []},
         "hub_token_file": {"type": "path", "default": "", "no_log": False},
@@ -135,26 +108,15 @@ def get_argument_spec() -> dict:
 
 def tell(plan: HostPlan, published: list, removed: list) -> dict:
     """Return what is done as a diff: a line for each file."""
-    # Before PLAN's models have their files themselves, a variant has.
-    files = [file for model in plan.models for file in getattr(model, "variant", model).files]
+    files = [file for model in plan.models for file in model.files]
     pins = {file.path: f"{file.path}: {file.size} bytes, sha256 {file.sha256}\n" for file in files}
     return {"before": "".join(pins[path] for path in removed), "after": "".join(pins[path] for path in published)}
 
 
-def make_plan(params: dict) -> HostPlan:
-    """Return the plan that was given, or the one for the wishes."""
-    if params["plan"] is not None:
-        return plan_from_dict(params["plan"])
-    store_path = resolve_store_path(params["store_path"])
-    variants = select(params["wanted"], params["catalog"], params["lock"])
-    return plan_host(store_path, variants, read_manifest(store_path))
-
-
 def run(params: dict, check_mode: bool) -> dict:
     """Return the module's result, or the job that will have it."""
-    plan = make_plan(params)
-    facts = {} if params["plan"] is not None else {"ansible_facts": {"modelfleet_plan": plan.to_dict()}}
-    result = {**facts, "changed": False, "diff": {"before": "", "after": ""}, "published": [], "removed": []}
+    plan = plan_from_dict(params["plan"])
+    result = {"changed": False, "diff": {"before": "", "after": ""}, "published": [], "removed": []}
     if all(model.action == "keep" for model in plan.models):
         return result
     # Loading what fetches takes longer than all of the above: a run with nothing to do does without.
@@ -192,13 +154,7 @@ def run(params: dict, check_mode: bool) -> dict:
 
 
 def main() -> None:
-    module = AnsibleModule(
-        argument_spec=get_argument_spec(),
-        supports_check_mode=True,
-        mutually_exclusive=[("plan", "wanted")],
-        required_one_of=[("plan", "wanted")],
-        required_together=[("wanted", "catalog", "lock")],
-    )
+    module = AnsibleModule(argument_spec=get_argument_spec(), supports_check_mode=True)
     try:
         module.exit_json(**run(module.params, module.check_mode))
     except ModelfleetError as error:

@@ -1,4 +1,4 @@
-"""modelfleet_models as Ansible calls it: the plan as a fact, publishing at once or in the background."""
+"""modelfleet_models as Ansible calls it: a plan carried out, at once or in the background."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from modelfleet.core.catalog import PinnedFile
+from modelfleet.core.pins import PinnedFile
 from modelfleet.core.planning.document import HostPlan, ModelPlan
 from modelfleet.core.privilege import Account
 from modelfleet.core.store import manifest
@@ -22,7 +22,6 @@ Call = Callable[..., dict[str, Any]]
 
 CONTENT = gguf(b"x" * 1000)
 NAME = "chat/7b/small.gguf"
-WANTED = [{"model": "small"}]
 
 
 @pytest.fixture(autouse=True)
@@ -35,36 +34,53 @@ def soon_settled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def call(runner: Callable[[str], Call], store: Path, ground: Path) -> Call:
-    """Return a function that runs the module for a small model that lies on this host."""
+    """Return a function that runs the module with the plan of a small model that lies on this host.
+
+    ``action`` and ``model`` change what the plan says of it, ``path`` is where the store is.
+    """
     (ground / "source.gguf").write_bytes(CONTENT)
-    source = (ground / "source.gguf").as_uri()
-    digest = hashlib.sha256(CONTENT).hexdigest()
-    variants = {"q4_0": {"files": [{"name": "small.gguf", "source": source}]}}
-    pin = {"name": "small.gguf", "source": source, "size": len(CONTENT), "sha256": digest}
-    arguments = {
-        "store_path": str(store),
-        "wanted": WANTED,
-        "catalog": [{"id": "small", "category": "chat/7b", "variants": variants}],
-        "lock": {"schema_version": 1, "models": {"small": {"q4_0": {"files": [pin]}}}},
-    }
     run = runner("modelfleet_models")
-    return lambda **changes: run(**{**arguments, **changes})
+
+    def carry_out(action: str = "fetch", model: dict[str, Any] | None = None, path: str = "", **more: Any) -> Any:
+        digest = hashlib.sha256(CONTENT).hexdigest()
+        file = PinnedFile(NAME, (ground / "source.gguf").as_uri(), len(CONTENT), digest, None)
+        planned = ModelPlan("small", "q4_0", "chat/7b", "gguf", None, (file,), (file,), action, "because")
+        document = HostPlan(path or str(store), (planned,)).to_dict()
+        document["models"][0].update(model or {})
+        return run(plan=document, **more)
+
+    return carry_out
 
 
-def test_check_mode_tells_what_a_run_publishes(call: Call, store: Path, owner: Account) -> None:
+def test_it_is_carried_out_as_check_mode_tells(call: Call, store: Path, owner: Account) -> None:
     predicted = call(check=True)
-    assert not (store / NAME).exists()
-    assert call() == predicted
-    plan = predicted["ansible_facts"]["modelfleet_plan"]
-    assert predicted["changed"] is True and predicted["published"] == [NAME]
+    assert predicted["changed"] is True and predicted["published"] == [NAME] and not (store / NAME).exists()
     assert predicted["diff"]["after"] == f"{NAME}: {len(CONTENT)} bytes, sha256 {hashlib.sha256(CONTENT).hexdigest()}\n"
-    assert plan["store_path"] == str(store) and plan["schema_version"] == 1 and plan["bytes_to_fetch"] == len(CONTENT)
-    assert [(model["model"], model["action"]) for model in plan["models"]] == [("small", "fetch")]
+    assert call() == predicted
     assert (store / NAME).read_bytes() == CONTENT and (store / NAME).stat().st_uid == owner.uid
     for check in (True, False):
         again = call(check=check)
         assert again["changed"] is False and again["published"] == [] and again["diff"]["after"] == ""
-        assert again["ansible_facts"]["modelfleet_plan"]["models"][0]["action"] == "keep"
+    removed = call("remove", check=True)
+    assert removed["removed"] == [NAME] and (store / NAME).exists() and NAME in removed["diff"]["before"]
+    assert call("remove") == removed and not (store / NAME).exists()
+    assert call("remove")["changed"] is False
+
+
+def test_what_is_kept_costs_nothing(call: Call, store: Path) -> None:
+    assert call("keep")["changed"] is False and not (store / NAME).exists()
+
+
+def test_a_warning_reaches_the_user(call: Call, ground: Path, store: Path) -> None:
+    source = ground / "voice.pth"
+    source.write_bytes(b"\x80\x04K\x01.")
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    path = "voice/tts/voice.pth"
+    file = {"path": path, "source": source.as_uri(), "size": 5, "sha256": digest, "wheel": None}
+    model = {"files": [file], "missing": [path], "category": "voice/tts", "format": "pickle"}
+    assert "runs code when it is loaded" in call(model=model)["msg"] and not (store / path).exists()
+    warnings = call(model={**model, "allow_pickle": True})["warnings"]
+    assert [str(one) for one in warnings if "weights_only=True" in str(one)] and (store / path).exists()
 
 
 def test_in_the_background(call: Call, store: Path, module_jobs: Path) -> None:
@@ -88,34 +104,35 @@ def test_a_failure_in_the_background_is_one_line(call: Call, ground: Path, modul
     assert result["failed"] and result["msg"].startswith(f"{NAME}: expected sha256 ") and "\n" not in result["msg"]
 
 
-def test_no_wishes(call: Call) -> None:
-    result = call(wanted=[])
-    assert result["changed"] is False and result["ansible_facts"]["modelfleet_plan"]["models"] == []
-
-
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("model", "message"),
     [
-        (
-            {"wanted": [{"model": "smal"}]},
-            "models_wanted entry 1: the catalog has no model 'smal' (did you mean",
-        ),
-        ({"catalog": [{"id": "small"}]}, "catalog entry small: 'category' is missing; write 'category: …'"),
-        ({"lock": {}}, "the lock has schema_version None, this release reads 1"),
-        ({"lock": {"schema_version": 1}}, "the lock's models are no mapping; they must be one of ids"),
+        ({"action": "refuse"}, "small is refused: because; change the wish, and plan again"),
+        ({"action": "burn"}, "the plan, models entry 1: action is 'burn'; make the plan anew"),
+        ({"files": [], "missing": ["x"]}, "the plan, models entry 1: missing is 'x'"),
     ],
 )
-def test_what_cannot_be_meant_is_told_in_check_mode_too(call: Call, change: dict[str, Any], message: str) -> None:
+def test_a_plan_that_cannot_be_meant(call: Call, model: dict[str, Any], message: str) -> None:
     for check in (True, False):
-        result = call(check=check, **change)
+        result = call(model=model, check=check)
         assert result["failed"] and result["msg"].startswith(message)
 
 
-def test_without_a_store_check_mode_plans_and_a_run_refuses(call: Call, ground: Path, module_jobs: Path) -> None:
+@pytest.mark.parametrize(
+    "path", ["cache/temp/x", ".modelfleet/manifest.json", "chat/7b/.hidden", "elsewhere/x", "chat/7b/a:b", "chat/7b"]
+)
+def test_nothing_is_written_outside_the_categories(call: Call, store: Path, path: str) -> None:
+    before = sorted(store.rglob("*"))
+    file = {"path": path, "source": "file:///x", "size": 1, "sha256": "0" * 64, "wheel": None}
+    result = call(model={"files": [file], "missing": [path]})
+    assert result["failed"] and sorted(store.rglob("*")) == before
+
+
+def test_without_a_store_check_mode_foresees_and_a_run_refuses(call: Call, ground: Path, module_jobs: Path) -> None:
     missing = str(ground / "none")
-    assert call(store_path=missing, check=True)["published"] == [NAME]
+    assert call(path=missing, check=True)["published"] == [NAME]
     for background in (True, False):
-        result = call(store_path=missing, background=background)
+        result = call(path=missing, background=background)
         assert result["msg"] == f"{missing}: there is no model store; run the role model_store first"
     assert list(module_jobs.iterdir()) == []
 
@@ -127,67 +144,21 @@ def test_a_failure_of_the_source(call: Call, ground: Path, store: Path) -> None:
     assert os.listdir(store / "cache/temp") == []
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"hub_endpoints": ["ftp://hub"]}, "ftp://hub"),
+        ({"hub_token_file": "/no/such/token"}, "the token file /no/such/token cannot be read"),
+    ],
+)
+def test_how_to_fetch_is_judged_first(call: Call, store: Path, option: dict[str, Any], message: str) -> None:
+    result = call(**option)
+    assert result["failed"] and message in result["msg"] and not (store / NAME).exists()
+
+
 @needs_root
 def test_a_store_behind_a_symlink_of_the_owners(call: Call, ground: Path, store: Path, owner: Account) -> None:
     (ground / "link").symlink_to(store)
     os.lchown(ground / "link", owner.uid, owner.gid)
-    result = call(store_path=str(ground / "link"))
+    result = call(path=str(ground / "link"))
     assert "is a symlink that another account" in result["msg"] and not (store / NAME).exists()
-
-
-class TestPlan:
-    """The module with a plan that was made before."""
-
-    @pytest.fixture
-    def planned(self, runner: Callable[[str], Call], store: Path, ground: Path) -> Call:
-        """Return a function that runs the module with a plan of one model and the given action."""
-        (ground / "source.gguf").write_bytes(CONTENT)
-        run = runner("modelfleet_models")
-
-        def carry_out(action: str = "fetch", check: bool = False, **changes: Any) -> dict[str, Any]:
-            digest = hashlib.sha256(CONTENT).hexdigest()
-            file = PinnedFile(NAME, (ground / "source.gguf").as_uri(), len(CONTENT), digest, None)
-            model = ModelPlan("small", "q4_0", "chat/7b", "gguf", None, (file,), (file,), action, "because")
-            document = HostPlan(str(store), (model,)).to_dict()
-            document["models"][0].update(changes)
-            return run(check=check, plan=document)
-
-        return carry_out
-
-    def test_it_is_carried_out_as_foreseen(self, planned: Call, store: Path) -> None:
-        predicted = planned(check=True)
-        assert predicted["changed"] and predicted["published"] == [NAME] and not (store / NAME).exists()
-        assert planned() == predicted
-        assert (store / NAME).read_bytes() == CONTENT
-        again = planned()
-        assert again["changed"] is False and again["published"] == [], "what is there is not published again"
-        removed = planned("remove", check=True)
-        assert removed["removed"] == [NAME] and (store / NAME).exists() and NAME in removed["diff"]["before"]
-        assert planned("remove") == removed and not (store / NAME).exists()
-        assert planned("remove")["changed"] is False
-
-    def test_what_is_kept_costs_nothing(self, planned: Call, store: Path) -> None:
-        assert planned("keep")["changed"] is False and not (store / NAME).exists()
-
-    @pytest.mark.parametrize(
-        ("changes", "message"),
-        [
-            ({"action": "refuse"}, "small is refused: because; change the wish, and plan again"),
-            ({"action": "burn"}, "the plan, models entry 1: action is 'burn'; make the plan anew"),
-            ({"files": [], "missing": ["x"]}, "the plan, models entry 1: missing is 'x'"),
-        ],
-    )
-    def test_a_plan_that_cannot_be_meant(self, planned: Call, changes: dict[str, Any], message: str) -> None:
-        for check in (True, False):
-            result = planned(check=check, **changes)
-            assert result["failed"] and result["msg"].startswith(message)
-
-    @pytest.mark.parametrize(
-        "path",
-        ["cache/temp/x", ".modelfleet/manifest.json", "chat/7b/.hidden", "elsewhere/x", "chat/7b/a:b", "chat/7b"],
-    )
-    def test_nothing_is_written_outside_the_categories(self, planned: Call, store: Path, path: str) -> None:
-        before = sorted(store.rglob("*"))
-        file = {"path": path, "source": "file:///x", "size": 1, "sha256": "0" * 64, "wheel": None}
-        result = planned(files=[file], missing=[path])
-        assert result["failed"] and sorted(store.rglob("*")) == before

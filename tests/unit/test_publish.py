@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 from modelfleet.core import publishing
-from modelfleet.core.catalog import PinnedFile, Variant, WheelPin
 from modelfleet.core.errors import FetchError, FormatError, IntegrityError, ModelfleetError, UnsafePathError
 from modelfleet.core.fetch.package_index import PackageIndexSettings
 from modelfleet.core.jobs import Progress
-from modelfleet.core.planning import HostPlan, plan_host
+from modelfleet.core.pins import PinnedFile, WheelPin
+from modelfleet.core.planning.document import HostPlan, ModelPlan
 from modelfleet.core.privilege import Account, acting_as
-from modelfleet.core.publishing import carry_out
+from modelfleet.core.publishing import carry_out, is_proved
 from modelfleet.core.store import manifest as manifest_module
 from modelfleet.core.store.manifest import MANIFEST, locked, read_manifest
 from modelfleet.core.store.publish import Proof, publish_files, record, refuse_irregular
@@ -153,8 +153,13 @@ def pinned(source: Path, name: str = NAME, **changes: Any) -> PinnedFile:
 
 
 def plan_for(store: Path, *files: PinnedFile) -> HostPlan:
-    variants = [Variant(f"model{number}", "q4_0", "chat/7b", "mit", (file,), None) for number, file in enumerate(files)]
-    return plan_host(str(store), variants, read_manifest(str(store)))
+    models = []
+    for number, file in enumerate(files):
+        proved = is_proved(str(store), file, read_manifest(str(store)).get(file.path))
+        missing, action = ((), "keep") if proved else ((file,), "fetch")
+        category = os.path.dirname(file.path)
+        models.append(ModelPlan(f"model{number}", "q4_0", category, "gguf", None, (file,), missing, action, "", "mit"))
+    return HostPlan(str(store), tuple(models))
 
 
 def run(store: Path, *files: PinnedFile, progress: Progress | None = None) -> list[str]:

@@ -14,7 +14,7 @@ import re
 import shutil
 import stat
 import time
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
+from typing import Dict, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
 
 from .errors import ModelfleetError, UnsafePathError
 from .fetch.package_index import PackageIndexSettings
@@ -24,7 +24,7 @@ from .formats.auxiliary import judge_names
 from .formats.judge import INDEX_SUFFIX, judge, judge_folder
 from .jobs import Progress
 from .pins import PinnedFile
-from .planning import HostPlan
+from .planning.document import HostPlan
 from .privilege import acting_as
 from .store.folders import folder_of, opened
 from .store.layout import CATEGORIES, TEMPORARY
@@ -97,20 +97,17 @@ def units_of(plan: HostPlan) -> List[Unit]:
     for names that a repository must not use, ModelfleetError where the plan refuses a model.
     """
     units: Dict[str, Unit] = {}
-    for planned in plan.models:
-        model: Any = planned
-        variant = getattr(model, "variant", model)
+    for model in plan.models:
         if model.action == "refuse":
-            raise ModelfleetError(f"{variant.model} is refused: {model.reason}", "change the wish, and plan again")
+            raise ModelfleetError(f"{model.model} is refused: {model.reason}", "change the wish, and plan again")
         if model.action == "keep":
             continue
         groups: Dict[str, List[PinnedFile]] = {}
-        for file in variant.files:
+        for file in model.files:
             groups.setdefault(folder_of(file.path), []).append(file)
         for folder, files in groups.items():
             whole = folder not in CATEGORIES
-            allow_pickle = bool(getattr(variant, "allow_pickle", False))
-            unit = Unit(variant.model, variant.licence, folder, whole, tuple(files), allow_pickle, model.action)
+            unit = Unit(model.model, model.licence, folder, whole, tuple(files), model.allow_pickle, model.action)
             judge_names([unit.inside(file) for file in files], unit.model)
             units[f"{unit.action} {unit.staging}"] = unit
     return list(units.values())
