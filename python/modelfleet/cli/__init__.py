@@ -26,6 +26,7 @@ VERBS = {
     "plan": "Show what apply would change and fetch.",
     "probe": "Show the hardware of the hosts.",
     "verify": "Prove that the models run, and show the proofs.",
+    "lock": "Pin what the catalog's sources hold, or tell what has moved there.",
     "inspect": "Judge and describe a model file, or refuse it.",
     "doctor": "Go through the checklist; changes nothing.",
     "test": "Run modelfleet's own tests.",
