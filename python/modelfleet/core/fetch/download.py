@@ -18,7 +18,7 @@ from typing import Callable, List, NamedTuple, Optional, Sequence, Set
 from ..errors import FetchError, IntegrityError, ModelfleetError
 from ..jobs import Progress
 from .exchange import Answer, TryAgainError, open_answer
-from .hashing import BUFFER_BYTES, HashingThread, SyncingThread
+from .hashing import BUFFER_BYTES, DiskThread, HashingThread
 from .part import MARK_BYTES, Part
 from .settings import Credential, FetchSettings, plain_text
 
@@ -107,10 +107,11 @@ class Download:
         with contextlib.ExitStack() as stack:
             self._part = Part(self._folder, self._wanted.key, self._size)
             stack.callback(self._part.close)
+            stack.callback(self._part.release)
             self._hasher = HashingThread(self._part.mark, MARK_BYTES)
             stack.callback(self._hasher.close)
-            self._syncer = SyncingThread(self._part.sync)
-            stack.callback(self._syncer.close)
+            self._disk = DiskThread(self._part.reserve, self._part.sync)
+            stack.callback(self._disk.close)
             proving = f"reading again what is there of {self._wanted.name}"
             digest = self._part.resume(lambda done: self._progress.update(proving, None, done, self._size, "bytes"))
             self._hasher.begin(digest, self._part.offset)
@@ -122,15 +123,12 @@ class Download:
             for upstream in upstreams:
                 try:
                     found = self._from(upstream)
+                    self._disk.close()
+                    self._disk.check()
+                    self._part.finish(final)
+                    return found
                 except (FetchError, IntegrityError) as error:
                     failures.append(error)
-                    continue
-                self._syncer.close()
-                self._syncer.check()
-                self._part.finish(final)
-                return found
-            if self._part.offset == 0:
-                self._part.remove()
         if len(failures) == 1:
             raise failures[0]
         told = "; ".join(f"{number}. {failure.message}" for number, failure in enumerate(failures, 1))
@@ -209,6 +207,7 @@ class Download:
                 validator = _validator(answer)
                 if validator:
                     self._part.remember(server, validator)
+                self._disk.reserve()
                 self._receive(answer, length)
         except IntegrityError:
             raise
@@ -334,6 +333,7 @@ class Download:
             except TryAgainError as error:
                 trouble = error
             try:
+                self._disk.check()
                 self._part.write(buffer[:filled])
             except BaseException:
                 filled = 0
@@ -346,7 +346,7 @@ class Download:
             self._progress.update(self._step, None, self._part.offset, self._size, "bytes")
             if self._part.offset - self._synced >= SYNC_BYTES:
                 self._synced = self._part.offset
-                self._syncer.poke()
+                self._disk.sync()
         if trouble is not None or self._part.offset < self._size:
             raise trouble or TryAgainError("the answer ended early")
         if length is None and answer.readinto(memoryview(bytearray(1))):

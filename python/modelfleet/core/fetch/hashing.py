@@ -76,40 +76,45 @@ class HashingThread:
             self._free.put(buffer)
 
 
-class SyncingThread:
-    """Brings to the disk what has arrived, again and again, so that the last sync has little to do."""
+class DiskThread:
+    """Reserves the space of what is coming, then brings to the disk what has come, again and again.
 
-    def __init__(self, sync: Callable[[], None]) -> None:
-        self._sync = sync
-        self._wanted = threading.Event()
-        self._ended = False
+    So the transfer does not wait for the disk, and the last sync has little to do.
+    """
+
+    def __init__(self, reserve: Callable[[], None], sync: Callable[[], None]) -> None:
+        self._work = {"reserve": reserve, "sync": sync}
+        self._wanted: queue.SimpleQueue[Optional[str]] = queue.SimpleQueue()
         self._error: Optional[OSError] = None
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def poke(self) -> None:
-        """Sync soon, unless that is under way."""
-        self._wanted.set()
+    def reserve(self) -> None:
+        """Reserve soon."""
+        self._wanted.put("reserve")
+
+    def sync(self) -> None:
+        """Sync soon, unless there is something to do already."""
+        if self._wanted.empty():
+            self._wanted.put("sync")
 
     def close(self) -> None:
-        """End the thread, after the sync that is under way."""
-        self._ended = True
-        self._wanted.set()
+        """End the thread, after what it has been given."""
+        self._wanted.put(None)
         self._thread.join()
 
     def check(self) -> None:
-        """Raise the OSError that a sync met: the system tells it once, and a later sync may call the same file good."""
+        """Raise the OSError that there was: the system tells it once, and a later sync may call the same file good."""
         if self._error is not None:
             raise self._error
 
     def _run(self) -> None:
         while True:
-            self._wanted.wait()
-            self._wanted.clear()
-            if self._ended:
+            name = self._wanted.get()
+            if name is None:
                 return
-            try:
-                self._sync()
-            except OSError as error:
-                self._error = error
-                return
+            if self._error is None:
+                try:
+                    self._work[name]()
+                except OSError as error:
+                    self._error = error

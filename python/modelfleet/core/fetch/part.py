@@ -17,6 +17,7 @@ that a crash has left with holes costs the bytes behind the last good mark.
 """
 
 import contextlib
+import ctypes
 import hashlib
 import json
 import os
@@ -33,6 +34,14 @@ SUFFIXES = (".part", ".part.journal")
 _JOURNAL_LIMIT = 64 * 1024 * 1024
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
+_KEEP_SIZE = 1  # linux/falloc.h
+_fallocate: Optional[Callable[..., int]] = None
+if sys.platform == "linux":
+    _libc = ctypes.CDLL(None, use_errno=True)
+    _fallocate = getattr(_libc, "fallocate64", None) or getattr(_libc, "fallocate", None)
+    if _fallocate is not None:
+        _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
 Tell = Callable[[int], None]
 """Called with the bytes that were read again."""
 
@@ -48,6 +57,7 @@ class Part:
         self.size = size
         self.offset = 0
         self.validators: Dict[str, str] = {}
+        self._finished = False
         self.file = _open(self.path, 0)
         try:
             self.journal = _open(self.journal_path, os.O_APPEND)
@@ -74,16 +84,16 @@ class Part:
         if self.offset == 0:
             self.restart()
             return hashlib.sha256()
-        if (self.offset, good.hexdigest()) != marks[-1]:
-            # Written anew: what comes after a line that is wrong would never be believed.
-            validators = self.validators
-            self._begin_journal()
-            for server, validator in validators.items():
-                self.remember(server, validator)
-            self.mark(self.offset, good.hexdigest())
+        # Written anew: behind a line that is torn or wrong nothing would be believed.
+        validators = self.validators
+        self._begin_journal()
+        for server, validator in validators.items():
+            self.remember(server, validator)
+        for offset, expected in marks:
+            if offset <= self.offset:
+                self.mark(offset, expected)
         with self._naming_the_path():
             os.ftruncate(self.file, self.offset)
-        self._reserve()
         return good
 
     def restart(self) -> None:
@@ -92,7 +102,6 @@ class Part:
         self.offset = 0
         with self._naming_the_path():
             os.ftruncate(self.file, 0)
-        self._reserve()
 
     def write(self, data: memoryview) -> None:
         """Append ``data``. Raises OSError with the part's path where the system refuses."""
@@ -112,6 +121,18 @@ class Part:
             self.validators[server] = validator
             self._note({"server": server, "validator": validator})
 
+    def reserve(self) -> None:
+        """Take the space of the whole file, so that a disk that is too small says so early, and files lie in one piece.
+
+        Not with posix_fallocate: where the file system cannot, that writes zeros itself, and could write them over
+        what arrives meanwhile.
+        """
+        if _fallocate is None or self.size is None:
+            return
+        if _fallocate(self.file, _KEEP_SIZE, 0, self.size) != 0 and ctypes.get_errno() in LOCAL_ERRORS:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), self.path)
+
     def sync(self) -> None:
         """Bring to the disk what is there, the journal last."""
         with self._naming_the_path():
@@ -123,8 +144,18 @@ class Part:
         with self._naming_the_path():
             os.ftruncate(self.file, self.offset)
             os.fsync(self.file)
+        self._finished = True
         os.replace(self.path, final)
         os.unlink(self.journal_path)
+
+    def release(self) -> None:
+        """Give back what was reserved beyond what is there; where that is nothing, leave nothing."""
+        if self._finished:
+            return
+        if self.offset == 0:
+            self.remove()
+        with contextlib.suppress(OSError):
+            os.ftruncate(self.file, self.offset)
 
     def remove(self) -> None:
         """Leave nothing of the part."""
@@ -136,20 +167,6 @@ class Part:
         """Let go of the files; they stay for whoever resumes."""
         os.close(self.file)
         os.close(self.journal)
-
-    def _reserve(self) -> None:
-        """Take the space now, so that a disk that is too small says so before the first byte is fetched."""
-        if self.size and self.size > self.offset and sys.platform == "linux":
-            try:
-                os.posix_fallocate(self.file, 0, self.size)
-            except OSError as error:
-                # Not every file system can; one that is full tells by the errors that are told.
-                if error.errno in LOCAL_ERRORS:
-                    error.filename = self.path
-                    os.ftruncate(self.file, self.offset)
-                    if self.offset == 0:
-                        self.remove()
-                    raise
 
     @contextlib.contextmanager
     def _naming_the_path(self) -> Iterator[None]:
@@ -182,11 +199,16 @@ class Part:
                 if isinstance(line, dict):
                     self.validators[str(line["server"])] = str(line["validator"])
                     continue
-                offset, digest = int(line[0]), str(line[1])
-                if offset <= (marks[-1][0] if marks else 0) or (self.size is not None and offset > self.size):
+                offset, digest = line
+                if (
+                    not isinstance(offset, int)
+                    or not isinstance(digest, str)
+                    or offset <= (marks[-1][0] if marks else 0)
+                    or (self.size is not None and offset > self.size)
+                ):
                     break
                 marks.append((offset, digest))
-        except (ValueError, KeyError, TypeError, IndexError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             pass
         return marks
 
