@@ -298,7 +298,7 @@ def test_plan_tells_each_change_with_its_difference_and_the_bytes(ansible: Ansib
         "    +/home/ann/.local/share/ashley-ai/models: directory",
     ]
     assert "  models: Publish" in lines and "    +a.gguf" in lines
-    assert lines[-1] == "  big is refused: does not fit"
+    assert "localhost: big is refused: does not fit" in lines
     assert not any("Keep" in line for line in lines)
 
 

@@ -88,16 +88,19 @@ def ansible_environment(root: Path, environment: Mapping[str, str]) -> dict[str,
     return {} if environment.get("ANSIBLE_CONFIG") else {"ANSIBLE_CONFIG": str(root / "ansible.cfg")}
 
 
+def inventory_arguments(root: Path, options: Options, environment: Mapping[str, str]) -> list[str]:
+    """Return the arguments that name the inventory: the user's, else this machine, unless the settings name one."""
+    inventories = options.inventory
+    if not inventories and not environment.get("ANSIBLE_CONFIG") and not environment.get("ANSIBLE_INVENTORY"):
+        inventories = (str(root / DEFAULT_INVENTORY),)
+    return [word for inventory in inventories for word in ("-i", inventory)]
+
+
 def playbook_arguments(
     root: Path, playbook: str, options: Options, environment: Mapping[str, str], forced: Sequence[str] = ()
 ) -> list[str]:
     """Return the arguments of ansible-playbook: the user's options, those that the verb forces, the playbook."""
-    arguments: list[str] = []
-    inventories = options.inventory
-    if not inventories and not environment.get("ANSIBLE_CONFIG") and not environment.get("ANSIBLE_INVENTORY"):
-        inventories = (str(root / DEFAULT_INVENTORY),)
-    for inventory in inventories:
-        arguments += ["-i", inventory]
+    arguments = inventory_arguments(root, options, environment)
     if options.limit is not None:
         arguments += ["--limit", options.limit]
     for tags in options.tags:
