@@ -25,9 +25,17 @@ def test_a_modern_processor_switches_nothing_off() -> None:
     assert (build.backend, build.platform, build.libc) == ("cpu", "linux_x86_64", "glibc2.36")
 
 
+def test_the_key_of_a_processor_build_stays_as_it_is() -> None:
+    """Wheels are kept under this name: another one would have every host compile again, seven minutes each."""
+    assert resolve().key == "llama_cpp_python-0.3.36-cpu-linux_x86_64-glibc2.36-8cd95cfc"
+    # Xeon E5 v2: AVX and F16C, neither AVX2 nor FMA nor BMI2.
+    assert resolve(instruction_sets=["sse4_2", "avx", "f16c"]).key.endswith("-776c05da")
+
+
 def test_an_old_processor_gets_no_instruction_that_it_lacks() -> None:
     """Ggml bakes all of these in where GGML_NATIVE is off, and its code then dies of SIGILL."""
     off = {f"-DGGML_{name}=OFF" for name in ("AVX", "AVX2", "FMA", "F16C", "BMI2")}
+    assert set(resolve(instruction_sets=[]).cmake_arguments) == {*ALWAYS, *off, "-DGGML_SSE42=OFF"}
     assert set(resolve(instruction_sets=["sse4_2"]).cmake_arguments) == {*ALWAYS, *off}
     assert set(resolve(instruction_sets=["sse4_2", "avx"]).cmake_arguments) == {*ALWAYS, *off - {"-DGGML_AVX=OFF"}}
 

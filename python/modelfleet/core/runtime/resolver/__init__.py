@@ -1,0 +1,9 @@
+"""From a host's hardware to what is built and installed for it. Decides, does nothing.
+
+``build`` has the build of llama-cpp-python that every run names; ``stack``, loaded only where it is asked for, has
+the whole decision: backend, flags, package versions and their wheel indexes, Python. docs/runtime.md has its rules.
+"""
+
+from .build import Build, resolve_build
+
+__all__ = ["Build", "resolve_build"]
