@@ -126,6 +126,14 @@ ATTACKS = {
     "offset 2^64-32": (gguf(tensors=[tensor("a", [4], F32, 2**64 - 32)], data=bytes(32)), "a: offset"),
     "overlap": (gguf(tensors=[tensor("a", [8]), tensor("b", [8])], data=bytes(64)), "b: offset"),
     "hole": (gguf(tensors=[tensor("a", [8]), tensor("b", [8], F32, 64)], data=bytes(96)), "b: offset"),
+    "a mistake after 20,000 tensors": (
+        gguf(tensors=[*(tensor(f"t{one}", [8], F32, 32 * one) for one in range(20_000)), tensor("x", [8], F32, 1)]),
+        "x: offset",
+    ),
+    "a mistake after 65,000 pairs": (
+        gguf([*(pair(f"k{one}", BOOL, b"\x01") for one in range(65_000)), pair("x", BOOL, b"\x02")]),
+        "x",
+    ),
     "bytes behind": (gguf(tensors=[tensor("a", [8])], data=bytes(33)), "size"),
 }
 

@@ -74,6 +74,10 @@ ATTACKS = {
     "a byte behind": (safetensors({"a": ENTRY(0, 4, [1])}, bytes(5)), "size"),
     "a byte missing": (safetensors({"a": ENTRY(0, 4, [1])}, bytes(3)), "size"),
     "300,000 empty tensors": (many(300_000, [0], 0), "header"),
+    "a mistake after 20,000 tensors": (
+        safetensors({**{f"t{one}": ENTRY(one, one + 1, [1], "U8") for one in range(20_000)}, "x": 1}, bytes(20_000)),
+        "x",
+    ),
     "200,000 deep": (header('{"a":' + "[" * 200_000), "a"),
     "200,000 objects deep": (header('{"a":' * 200_000), "a"),
     "name of 2 KiB": (safetensors({"n" * 2048: ENTRY(0, 0, [0])}), "tensor name"),

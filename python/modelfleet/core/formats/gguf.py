@@ -52,6 +52,12 @@ _TYPE = struct.Struct("<I")
 _ARRAY_HEAD = struct.Struct("<IQ")
 _DIMENSIONS = tuple(struct.Struct(f"<{'Q' * count}IQ") for count in range(MAX_DIMENSIONS + 1))
 _SCALARS = {kind: struct.Struct("<" + letter) for kind, letter in NUMBERS.items()}
+# What a pair with a short key and a number takes at most, and a tensor info.
+_NEAR_KEY_BYTES = 128
+_NEAR_BYTES = 8 + _NEAR_KEY_BYTES + 4 + 8
+# Far below every bound that the product of dimensions and the bytes have, whatever the type.
+_PLAIN_ELEMENTS = 2**55
+_NO_TYPE = ("", 0, 0)
 # Thirty-two short strings at once: walking them one by one takes Python three times as long. Longer and empty ones do
 # not match and are walked. Alternatives are tried in order, so the usual lengths come first, and spelled out, which
 # the engine passes faster than a repetition.
@@ -98,8 +104,7 @@ class _Reader:
         self._require_count("pair count", pair_count, 14, MAX_PAIRS)
         self._require_count("tensor count", tensor_count, 24, MAX_TENSORS)
         model.version = version
-        for _ in range(pair_count):
-            self._pair()
+        self._pairs(pair_count)
         model.alignment = self._alignment()
         self._tensors(tensor_count, model.alignment)
         self._describe()
@@ -125,6 +130,33 @@ class _Reader:
             return raw.decode("utf-8")
         except UnicodeDecodeError:
             raise self.source.refuse(field, raw[:64], "UTF-8") from None
+
+    def _pairs(self, count: int) -> None:
+        """Judge ``count`` pairs; a mass of short ones is passed without a call for each part."""
+        window, kinds, metadata = self.window, self.kinds, self.model.metadata
+        length_of, head_of = _LENGTH.unpack_from, _TYPE.unpack_from
+        for _ in range(count):
+            if len(window.buffer) - window.cursor < _NEAR_BYTES:
+                window.load(min(_NEAR_BYTES, window.remaining), "key")
+            buffer, at = window.buffer, window.cursor + 8
+            if len(buffer) - at >= _NEAR_BYTES - 8:
+                (length,) = length_of(buffer, at - 8)
+                if 0 < length <= _NEAR_KEY_BYTES:
+                    raw = buffer[at : at + length]
+                    at += length
+                    (kind,) = head_of(buffer, at)
+                    # Whatever is not plain is judged below, from its beginning.
+                    if kind in _SCALARS and raw.isascii():
+                        key = raw.decode("ascii")
+                        scalar = _SCALARS[kind]
+                        (value,) = scalar.unpack_from(buffer, at + 4)
+                        if key not in kinds and key not in RESERVED_KEYS and (kind != BOOL or value <= 1):
+                            kinds[key] = kind
+                            self.key_bytes += length
+                            metadata[key] = value == 1 if kind == BOOL else value
+                            window.cursor = at + 4 + scalar.size
+                            continue
+            self._pair()
 
     def _pair(self) -> None:
         key = self._text("key", MAX_KEY_BYTES)
@@ -254,7 +286,7 @@ class _Reader:
             if tensor.offset != end:
                 raise source.refuse(f"{tensor.name}: offset", tensor.offset, f"{end}, where the tensor before it ends")
             unpadded = end + tensor.size
-            end = _aligned(unpadded, alignment)
+            end = unpadded + -unpadded % alignment
             # Checked at once, so that no size can add up to an overflow in another reader.
             if unpadded > source.size:
                 raise source.refuse(f"{tensor.name}: end of data", unpadded, f"at most the file's {source.size} bytes")
@@ -268,6 +300,32 @@ class _Reader:
         self.model.data_offset = start
 
     def _tensor(self, number: int) -> Tensor:
+        window = self.window
+        if len(window.buffer) - window.cursor < _NEAR_BYTES:
+            window.load(min(_NEAR_BYTES, window.remaining), f"name of tensor {number}")
+        buffer, at = window.buffer, window.cursor + 8
+        if len(buffer) - at >= _NEAR_BYTES - 8:
+            (length,) = _LENGTH.unpack_from(buffer, at - 8)
+            if length <= MAX_NAME_BYTES:
+                raw = buffer[at : at + length]
+                at += length
+                (dimensions,) = _TYPE.unpack_from(buffer, at)
+                # Whatever is not plain is judged below, from its beginning.
+                if dimensions <= MAX_DIMENSIONS and raw.isascii():
+                    layout = _DIMENSIONS[dimensions]
+                    values = layout.unpack_from(buffer, at + 4)
+                    shape = values[:-2]
+                    type_name, block, block_bytes = TENSOR_TYPES.get(values[-2], _NO_TYPE)
+                    elements = 1
+                    for one in shape:
+                        elements *= one
+                    if 0 < elements < _PLAIN_ELEMENTS and block and not (shape[0] if shape else 1) % block:
+                        window.cursor = at + 4 + layout.size
+                        size = elements // block * block_bytes
+                        return Tensor(raw.decode("ascii"), type_name, shape, values[-1], size)
+        return self._judged_tensor(number)
+
+    def _judged_tensor(self, number: int) -> Tensor:
         window, source = self.window, self.source
         name = self._text(f"name of tensor {number}", MAX_NAME_BYTES)
         (dimensions,) = window.unpack(_TYPE, name)

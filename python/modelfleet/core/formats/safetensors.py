@@ -55,6 +55,14 @@ DTYPE_BITS: Dict[str, int] = {
 }
 _INTEGER = re.compile(r"0|[1-9][0-9]{0,19}")
 _SPACE = re.compile(r"[ \t\r\n]*")
+# An entry as the library and most others write it, up to the comma. What does not match is read entry by entry.
+_PLAIN_ENTRY = re.compile(
+    r'[ \t\r\n]*"([ !#-\[\]-~]{1,1024})"[ ]?:[ ]?\{"dtype"[ ]?:[ ]?"([A-Z0-9_]{1,16})", ?'
+    r'"shape"[ ]?:[ ]?\[((?:[1-9][0-9]{0,11}(?:, ?[1-9][0-9]{0,11}){0,3})?)\], ?'
+    r'"data_offsets"[ ]?:[ ]?\[(0|[1-9][0-9]{0,18}), ?([1-9][0-9]{0,18})\]\},',
+    re.ASCII,
+)
+_PLAIN_ELEMENTS = 2**55
 _BIDIRECTIONAL = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
@@ -104,7 +112,10 @@ class _Header:
         tensors: List[Tensor] = []
         names: Set[str] = set()
         empty = 0
-        while self._peek() != "}" or names:
+        while True:
+            self._plain_entries(names, tensors)
+            if self._peek() == "}" and not names:
+                break
             name = self._value("name")
             if type(name) is not str:
                 raise self._refuse("header", name, "a name in quotes")
@@ -130,6 +141,30 @@ class _Header:
         if self._peek():
             raise self._refuse("header", self.text[self.at : self.at + 16], "spaces only after the JSON object")
         return tensors
+
+    def _plain_entries(self, names: Set[str], tensors: List[Tensor]) -> None:
+        """Pass over the entries that are plain, as far as they are: a tenth of the work for nearly all of them."""
+        match, text, at = _PLAIN_ENTRY.match, self.text, self.at
+        while len(tensors) < MAX_TENSORS:
+            found = match(text, at)
+            if found is None:
+                break
+            name, dtype, shape_text, begin, end = found.groups()
+            bits = DTYPE_BITS.get(dtype)
+            if bits is None or name in names or name == "__metadata__":
+                break
+            shape = tuple(map(int, shape_text.split(","))) if shape_text else ()
+            elements = 1
+            for length in shape:
+                elements *= length
+            first = int(begin)
+            size = int(end) - first
+            if elements >= _PLAIN_ELEMENTS or elements * bits != size * 8:
+                break
+            names.add(name)
+            tensors.append(Tensor(name, dtype, shape, first, size))
+            at = found.end()
+        self.at = at
 
     def _refuse(self, field: str, found: object, allowed: str) -> FormatError:
         return self.source.refuse(field, found, allowed)
