@@ -149,8 +149,8 @@ class TestToken:
                 fetch(pin(), str(temporary), known, Progress())
             assert str(caught.value) == (
                 f"file.gguf from {REPOSITORY} at 127.0.0.1: the server answers 401: {REPOSITORY} is gated or "
-                "private, and it was given no token, which goes to the first endpoint alone and only over https; accept its terms "
-                "on the Hub, and give a token that may read it (HF_TOKEN or models_hub_token_file)"
+                "private, and it was given no token, which goes to the first endpoint alone and only over https; "
+                "accept its terms on the Hub, and give a token that may read it (HF_TOKEN or models_hub_token_file)"
             )
             assert tokens_seen(server) == [("Acme-Labs", None)]
 
@@ -181,7 +181,7 @@ class TestToken:
         with fault_server(CONTENT) as plain, fault_server(CONTENT, certificate=certificate) as server:
             server.acts += [Act(redirect=plain.url("/x?signature=SIGNED"))]
             known = settings(tmp_path, server.origin, HF_TOKEN=TOKEN, ca_bundle=str(certificate))
-            with pytest.raises(FetchError, match="it redirects from https to http at 127.0.0.1; name a source"):
+            with pytest.raises(FetchError, match=r"it redirects from https to http at 127\.0\.0\.1; name a source"):
                 fetch(pin(), str(temporary), known, Progress())
             assert plain.requests == []
 
@@ -200,7 +200,7 @@ class TestToken:
             assert len(server.requests) == 1
 
     def test_none(self, tmp_path: Path, temporary: Path) -> None:
-        with model_hub(private=True) as server, pytest.raises(FetchError, match="answers 401.* and no token is set"):
+        with model_hub(private=True) as server, pytest.raises(FetchError, match=r"answers 401.* and no token is set"):
             fetch(pin(), str(temporary), settings(tmp_path, server.endpoint), Progress())
 
     def test_it_shows_nowhere(
