@@ -6,13 +6,13 @@ last on the accelerators, the token embeddings always on the CPU.
 """
 
 from dataclasses import dataclass
-from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
 from ..errors import ConfigurationError
 from ..units import MIB
-from .architectures import WITHOUT_FLASH_ATTENTION
-from .compute import Graph, input_bytes, layer_bytes, logits_bytes
-from .kv_cache import CACHE_TYPES, cache_bytes, cells
+from .architectures import COMPARED, WITHOUT_FLASH_ATTENTION
+from .compute import Run, compute_bytes
+from .kv_cache import CACHE_TYPES, cache_bytes, cells, padded_to
 from .shape import ModelShape
 
 SCHEMA_VERSION = 1
@@ -29,6 +29,9 @@ OVERHEAD_BYTES: Dict[str, int] = {
 }
 # With one of these in the process llama.cpp keeps the CPU's weights in a form that the device can read.
 _HOST_BUFFERS = frozenset(("cuda", "rocm", "vulkan"))
+# Several of these that hold a whole model work on so many batches at once (ggml-backend.cpp, GGML_SCHED_MAX_COPIES).
+_PIPELINED = frozenset(("cuda", "rocm"))
+_PIPELINE_COPIES = 4
 
 
 @dataclass(frozen=True)
@@ -107,51 +110,58 @@ def estimate(shape: ModelShape, options: EstimateOptions, shares: Sequence[Devic
     """
     check(shape, options, shares)
     flash = uses_flash_attention(shape, options)
-    tokens, held, cache = _sizes(shape, options, flash)
-    graph = Graph(tokens, held, flash)
+    run, cache = _run(shape, options, flash)
     accelerators = shares[:-1]
     first = shape.layers - sum(share.layers for share in accelerators)
     output_on_cpu = not any(share.output for share in accelerators)
     repack = options.repack and not any(share.backend in _HOST_BUFFERS for share in accelerators)
+    working = [share for share in accelerators if share.layers or share.output]
+    pipelined = len(working) > 1 and not first and all(share.backend in _PIPELINED for share in working)
+    copies = _PIPELINE_COPIES if pipelined and not output_on_cpu else 1
     devices: List[DeviceMemory] = []
     start = first
-    inputs = input_bytes(shape, graph)
     for share in accelerators:
         end = start + share.layers
         weights = sum(shape.layer_bytes[start:end]) + sum(shape.layer_padding[start:end])
-        compute = 0
         if share.layers:
             weights += shape.shared_bytes
-            compute = inputs + layer_bytes(shape, graph)
         if share.output:
             weights += shape.output_bytes + shape.output_padding
-            compute = max(compute, inputs + logits_bytes(shape, graph))
-        devices.append(
-            DeviceMemory(
-                share.name,
-                weights,
-                0,
-                sum(cache[start:end]),
-                compute,
-                0,
-                OVERHEAD_BYTES[share.backend] if weights else 0,
-            )
-        )
+        compute = compute_bytes(shape, run, start, end, share.output, True, copies) if weights else 0
+        if first and weights and share is working[0] and share.backend in _HOST_BUFFERS:
+            # It also computes large batches of the CPU's layers, one matrix after the other copied to it.
+            compute += shape.widest_tensor_bytes
+        overhead = OVERHEAD_BYTES[share.backend] if weights else 0
+        devices.append(DeviceMemory(share.name, weights, 0, sum(cache[start:end]), compute, 0, overhead))
         start = end
     weights = shape.input_bytes + sum(shape.layer_bytes[:first])
-    again = sum(shape.layer_repack_bytes[:first]) if repack else 0
-    compute = inputs
+    again = sum(shape.layer_repack_bytes[:first])
     if first:
         weights += shape.shared_bytes
-        compute += layer_bytes(shape, graph)
     if output_on_cpu:
         weights += shape.output_bytes - shape.tied_bytes
-        again += shape.output_repack_bytes if repack else 0
-        compute = max(compute, inputs + logits_bytes(shape, graph))
+        again += shape.output_repack_bytes
+    compute = compute_bytes(shape, run, 0, first, output_on_cpu, False, copies)
     logits = 4 * shape.vocabulary_size * options.parallel
-    cpu = shares[-1]
-    devices.append(DeviceMemory(cpu.name, weights, again, sum(cache[:first]), compute, logits, OVERHEAD_BYTES["cpu"]))
-    return Estimate("header", tuple(devices))
+    devices.append(
+        DeviceMemory(
+            shares[-1].name,
+            weights,
+            again if repack else 0,
+            sum(cache[:first]),
+            compute,
+            logits,
+            OVERHEAD_BYTES["cpu"],
+        )
+    )
+    return Estimate("header", tuple(devices), tuple(_warnings(shape, options)))
+
+
+def _warnings(shape: ModelShape, options: EstimateOptions) -> Iterator[str]:
+    if shape.architecture not in COMPARED:
+        yield f"the architecture {shape.architecture[:64]} is reckoned like a Llama: its compute buffer may be far off"
+    if shape.context_length and options.context > shape.context_length * options.parallel:
+        yield f"{options.context} tokens of context, and the model was made for {shape.context_length}"
 
 
 def uses_flash_attention(shape: ModelShape, options: EstimateOptions) -> bool:
@@ -164,13 +174,14 @@ def uses_flash_attention(shape: ModelShape, options: EstimateOptions) -> bool:
     return not off
 
 
-def _sizes(shape: ModelShape, options: EstimateOptions, flash: bool) -> Tuple[int, Any, Tuple[int, ...]]:
-    batch = min(options.batch, options.context)
-    micro = min(batch, options.micro_batch)
+def _run(shape: ModelShape, options: EstimateOptions, flash: bool) -> Tuple[Run, Tuple[int, ...]]:
+    """Return what decides the graph, and the bytes that each layer keeps."""
+    micro = min(options.context, options.batch, options.micro_batch)
     held = cells(options.context, micro, options.parallel, options.unified, shape.sliding_window)
-    tokens = -(-min(held.full * held.streams, micro) // options.parallel) * options.parallel
+    # A batch is divided evenly among the sequences.
+    tokens = padded_to(micro, options.parallel)
     cache = cache_bytes(shape, held, options.kv_type_k, options.kv_type_v, flash, options.parallel)
-    return tokens, held, cache
+    return Run(tokens, held, flash, options.kv_type_k, options.kv_type_v, options.parallel), cache
 
 
 def check(shape: ModelShape, options: EstimateOptions, shares: Sequence[DeviceShare]) -> None:
@@ -221,3 +232,12 @@ def split_layers(layers: int, gpu_layers: int, parts: Sequence[float]) -> List[T
         else:
             answer[device][0] += 1
     return [(int(count), bool(output)) for count, output in answer]
+
+
+def shares_for(
+    layers: int, gpu_layers: int, devices: Sequence[Tuple[str, str, float]], cpu: str = "CPU"
+) -> Tuple[DeviceShare, ...]:
+    """Return who holds what with ``gpu_layers`` (see ``split_layers``): each of ``devices`` is name, backend, part."""
+    split = split_layers(layers, gpu_layers, [part for _, _, part in devices]) if devices else []
+    shares = [DeviceShare(name, backend, count, output) for (name, backend, _), (count, output) in zip(devices, split)]
+    return (*shares, DeviceShare(cpu, "cpu"))

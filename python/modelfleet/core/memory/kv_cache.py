@@ -91,8 +91,11 @@ def cache_bytes(
             if key not in rows:
                 k_length = shape.key_length_sliding if sliding else shape.key_length
                 v_length = shape.value_length_sliding if sliding else shape.value_length
+                # Flash attention reads a head at a time, so blocks must not cross heads.
+                for kind, length in ((kind_k, k_length), (kind_v, v_length)):
+                    row_bytes(kind, length if flash else heads * length)
                 row = row_bytes(kind_k, heads * k_length)
-                if not shape.latent:
+                if not shape.latent_value_length:
                     row += row_bytes(kind_v, heads * v_length if flash else widest)
                 rows[key] = row * (held.window if sliding else held.full) * held.streams
             size = rows[key]

@@ -45,10 +45,13 @@ class ModelShape:
 
     ``heads_kv`` is 0 for a layer without keys and values. ``sliding_layers`` are those that keep only the
     ``sliding_window`` tokens; their keys and values may have lengths of their own. ``recurrent_layers`` keep
-    ``recurrent_bytes`` a sequence. ``latent``: keys hold the values too (MLA). ``cached_layers``: so many first layers
-    keep keys and values, the rest reuse them; ``prediction_layers`` at the end are loaded but not run.
+    ``recurrent_bytes`` a sequence, and compute ``recurrent_input``, ``_channels`` and ``_width`` elements a token.
+    ``latent_key_length`` and ``latent_value_length`` are those of a head where the cache keeps what both are expanded
+    from (MLA), else 0. ``cached_layers``: so many first layers keep keys and values, the rest reuse them;
+    ``prediction_layers`` at the end are loaded but not run. ``expert_layers`` have experts.
     ``input_bytes`` stay on the CPU; ``shared_bytes`` are copied to every device that holds a layer; ``output_bytes``
     lie with the output. ``tied_bytes`` of them are a copy of the embeddings, which the file does not hold twice.
+    ``layer_norm``: norms take the mean off, too, which is not computed in place.
     ``*_padding`` is what alignment adds on CUDA and ROCm; ``*_repack_bytes`` what the CPU would lay out anew.
     """
 
@@ -66,8 +69,12 @@ class ModelShape:
     input_bytes: int
     output_bytes: int
     feed_forward_length: int = 0
-    feed_forward_gated: bool = True
+    feed_forward_gated: bool = False
+    feed_forward_fused: bool = False
     expert_feed_forward_length: int = 0
+    expert_layers: Tuple[bool, ...] = ()
+    experts_gated: bool = False
+    shared_feed_forward_length: int = 0
     experts: int = 0
     experts_used: int = 0
     key_length_sliding: int = 0
@@ -76,11 +83,16 @@ class ModelShape:
     sliding_layers: Tuple[bool, ...] = ()
     recurrent_layers: Tuple[bool, ...] = ()
     recurrent_bytes: int = 0
+    recurrent_input: int = 0
+    recurrent_channels: int = 0
     recurrent_width: int = 0
-    latent: bool = False
+    latent_key_length: int = 0
+    latent_value_length: int = 0
+    widest_tensor_bytes: int = 0
     cached_layers: int = 0
     prediction_layers: int = 0
     fused_query: bool = False
+    layer_norm: bool = False
     tied_bytes: int = 0
     shared_bytes: int = 0
     layer_padding: Tuple[int, ...] = ()
@@ -161,9 +173,6 @@ class _Reader:
             heads_kv=heads_kv,
             key_length=key_length,
             value_length=value_length,
-            feed_forward_length=tensors.feed_forward or self.number("feed_forward_length"),
-            feed_forward_gated=tensors.gated,
-            expert_feed_forward_length=tensors.expert_feed_forward,
             experts=experts,
             experts_used=self.number("expert_used_count", most=MAX_EXPERTS) if experts else 0,
             key_length_sliding=self.number("attention.key_length_swa", key_length),
@@ -172,11 +181,13 @@ class _Reader:
             sliding_layers=sliding,
             recurrent_layers=recurrent,
             recurrent_bytes=self._recurrent_bytes(embedding, heads) if any(recurrent) else 0,
-            recurrent_width=self.number("ssm.inner_size"),
-            latent=self.number("attention.key_length_mla") > 0 and self.number("attention.value_length_mla") > 0,
+            recurrent_width=(self.number("ssm.inner_size") or embedding) if any(recurrent) else 0,
+            latent_key_length=self.number("attention.key_length_mla"),
+            latent_value_length=self.number("attention.value_length_mla"),
             cached_layers=self._cached(layers),
             prediction_layers=min(self.number("nextn_predict_layers", most=MAX_LAYERS), layers),
-            fused_query=tensors.fused_query,
+            layer_norm=f"{self.architecture}.attention.layer_norm_epsilon" in model.metadata,
+            **tensors.widths(),
             **tensors.bytes(),
         )
 
@@ -247,8 +258,11 @@ class _Tensors:
         self.repack = [0] * layers
         self.input = self.shared = self.output = self.output_padding = self.output_repack = 0
         self.types: Dict[str, int] = {}
-        self.vocabulary = self.feed_forward = self.expert_feed_forward = 0
-        self.gated = self.fused_query = False
+        self.vocabulary = self.widest = 0
+        self.experts = [False] * layers
+        # Rows and columns of the layers' matrices by their part's name, the largest of all layers.
+        self.rows: Dict[str, int] = {}
+        self.columns: Dict[str, int] = {}
         embeddings: Optional[Tensor] = None
         own_output = False
         for tensor in tensors:
@@ -286,15 +300,30 @@ class _Tensors:
         self.layers[layer] += tensor.size
         self.padding[layer] += padding(tensor)
         self.repack[layer] += repacked(tensor)
-        rows = tensor.shape[1] if len(tensor.shape) > 1 else 0
-        if part == "ffn_up.weight":
-            self.feed_forward = max(self.feed_forward, rows)
-        elif part in ("ffn_up_exps.weight", "ffn_gate_up_exps.weight"):
-            self.expert_feed_forward = max(self.expert_feed_forward, rows)
-        elif part == "ffn_gate.weight":
-            self.gated = True
-        elif part == "attn_qkv.weight":
-            self.fused_query = True
+        if len(tensor.shape) > 1:
+            self.rows[part] = max(self.rows.get(part, 0), tensor.shape[1])
+            self.columns[part] = max(self.columns.get(part, 0), tensor.shape[0])
+            self.widest = max(self.widest, tensor.size)
+        if part == "ffn_down_exps.weight":
+            self.experts[layer] = True
+
+    def widths(self) -> Dict[str, Any]:
+        """Return what the matrices tell of the graph: how wide its tensors are, and how many."""
+        rows, columns = self.rows, self.columns
+        inner = columns.get("ffn_down.weight", 0)
+        return {
+            "feed_forward_length": inner,
+            "feed_forward_gated": "ffn_gate.weight" in rows,
+            "feed_forward_fused": rows.get("ffn_up.weight", 0) == 2 * inner > 0,
+            "expert_feed_forward_length": columns.get("ffn_down_exps.weight", 0),
+            "expert_layers": tuple(self.experts) if any(self.experts) else (),
+            "experts_gated": "ffn_gate_exps.weight" in rows or "ffn_gate_up_exps.weight" in rows,
+            "shared_feed_forward_length": columns.get("ffn_down_shexp.weight", 0),
+            "fused_query": "attn_qkv.weight" in rows and "attn_q.weight" not in rows,
+            "recurrent_input": rows.get("ssm_in.weight", 0) or rows.get("shortconv.in_proj.weight", 0),
+            "recurrent_channels": rows.get("ssm_conv1d.weight", 0) or rows.get("shortconv.conv.weight", 0),
+            "widest_tensor_bytes": self.widest,
+        }
 
     def bytes(self) -> Dict[str, Any]:
         return {
