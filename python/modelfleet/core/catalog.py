@@ -76,11 +76,11 @@ _ENTRY_KEYS = (
     *("default_quantization", "variants", "check", "allow_pickle"),
 )
 _REQUIRED_SHAPE = (
-    *("architecture", "layers", "embedding_length", "feed_forward_length", "heads", "heads_kv", "vocabulary_size"),
-    "context_length",
+    *("architecture", "layers", "embedding_length", "feed_forward_length", "heads", "heads_kv", "key_length"),
+    *("value_length", "vocabulary_size", "context_length"),
 )
 _SHAPE_KEYS = {
-    **dict.fromkeys((*_REQUIRED_SHAPE, "key_length", "value_length", "sliding_window", "experts", "experts_used"), int),
+    **dict.fromkeys((*_REQUIRED_SHAPE, "sliding_window", "experts", "experts_used"), int),
     "architecture": str,
     "tied_embeddings": bool,
     "rope_factors": bool,
