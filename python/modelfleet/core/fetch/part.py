@@ -57,6 +57,7 @@ class Part:
         self.size = size
         self.offset = 0
         self.validators: Dict[str, str] = {}
+        self._torn = True
         self._finished = False
         self.file = _open(self.path, 0)
         try:
@@ -84,14 +85,15 @@ class Part:
         if self.offset == 0:
             self.restart()
             return hashlib.sha256()
-        # Written anew: behind a line that is torn or wrong nothing would be believed.
-        validators = self.validators
-        self._begin_journal()
-        for server, validator in validators.items():
-            self.remember(server, validator)
-        for offset, expected in marks:
-            if offset <= self.offset:
-                self.mark(offset, expected)
+        if self._torn or marks[-1][0] != self.offset:
+            # Written anew: behind a line that is torn or wrong nothing would be believed.
+            validators = self.validators
+            self._begin_journal()
+            for server, validator in validators.items():
+                self.remember(server, validator)
+            for offset, expected in marks:
+                if offset <= self.offset:
+                    self.mark(offset, expected)
         with self._naming_the_path():
             os.ftruncate(self.file, self.offset)
         return good
@@ -194,6 +196,7 @@ class Part:
             about = json.loads(first)
             if (about["schema_version"], about["key"], about["size"]) != (SCHEMA_VERSION, self.key, self.size):
                 return []
+            whole = lines[-1:] == [""]
             # Behind the last line's end is nothing, or half a line.
             for line in map(json.loads, lines[:-1]):
                 if isinstance(line, dict):
@@ -206,8 +209,9 @@ class Part:
                     or offset <= (marks[-1][0] if marks else 0)
                     or (self.size is not None and offset > self.size)
                 ):
-                    break
+                    return marks
                 marks.append((offset, digest))
+            self._torn = not whole
         except (ValueError, KeyError, TypeError, RecursionError):
             pass
         return marks
