@@ -1,0 +1,17 @@
+# Copyright: the modelfleet contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the module modelfleet_audit and shows its progress."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+# Plain ansible-playbook may run in an environment that has no package, or that of another checkout.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "python"))
+
+from modelfleet.actions import BackgroundAction
+
+
+class ActionModule(BackgroundAction):
+    """See BackgroundAction."""
