@@ -12,6 +12,7 @@ from modelfleet.core.catalog import Catalog, read_catalog, refuse_collisions
 from modelfleet.core.memory.shape import shape_from_dict
 from modelfleet.core.memory.synthesis import shape_from_catalog
 from modelfleet.core.wishes import USE_CASES, candidates, read_wishes
+from support import models_table
 
 CHAT = {
     "chat/7b": ("llama-3.1-8b-instruct", "qwen2.5-7b-instruct", "mixtral-8x7b-instruct"),
@@ -145,6 +146,12 @@ def test_what_is_locked_is_what_the_catalog_states(shipped: list[dict[str, Any]]
     assert stated == {key: value for key, value in pinned.items() if key in stated} and stated
     known = {(entry["id"], quantization) for entry in shipped for quantization in entry["variants"]}
     assert {key[:2] for key in pinned} <= known
+
+
+def test_the_documents_table_is_made_from_both() -> None:
+    text = models_table.DOCUMENT.read_text(encoding="utf-8")
+    assert text == models_table.with_section(text), "run python tests/support/models_table.py"
+    assert models_table.section().strip() in text
 
 
 def test_it_is_what_is_publicly_recorded(checkout: Path, catalog: Catalog) -> None:
