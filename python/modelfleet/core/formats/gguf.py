@@ -10,6 +10,7 @@ stricter where a rule bounds the reader's own work. Sources: ggml/docs/gguf.md, 
 tensor past the end of the file), CVE-2024-34359 (a chat template that leaves Jinja's sandbox).
 """
 
+import functools
 import hashlib
 import re
 import struct
@@ -58,16 +59,22 @@ _NEAR_BYTES = 8 + _NEAR_KEY_BYTES + 4 + 8
 # Far below every bound that the product of dimensions and the bytes have, whatever the type.
 _PLAIN_ELEMENTS = 2**55
 _NO_TYPE = ("", 0, 0)
-# Thirty-two short strings at once: walking them one by one takes Python three times as long. Longer and empty ones do
-# not match and are walked. Alternatives are tried in order, so the usual lengths come first, and spelled out, which
-# the engine passes faster than a repetition.
-_BATCH = 32
-_SHORT_STRINGS = re.compile(
-    b"(?:"
-    + b"|".join(b"\\x%02x" % n + b"\\x00" * 7 + b"." * n for n in sorted(range(1, 48), key=lambda n: abs(n - 8)))
-    + b"){%d}" % _BATCH,
-    re.DOTALL,
-)
+# Sixty-four strings at once: walking them one by one takes Python four times as long. Longer and empty ones do not
+# match and are walked with their batch.
+_BATCH = 64
+_BATCH_STRING_BYTES = 127
+
+
+@functools.lru_cache(maxsize=1)
+def _batch() -> "re.Pattern[bytes]":
+    """Return the pattern of a batch; compiled when it is first needed, since that takes as long as a small header."""
+    # Alternatives are tried in order, so the usual lengths come first; up to a few dozen bytes, spelling them out is
+    # passed faster than a repetition.
+    alternatives = (
+        b"\\x%02x" % length + b"\\x00" * 7 + (b"." * length if length < 32 else b".{%d}" % length)
+        for length in sorted(range(1, _BATCH_STRING_BYTES + 1), key=lambda length: abs(length - 8))
+    )
+    return re.compile(b"(?:" + b"|".join(alternatives) + b"){%d}" % _BATCH, re.DOTALL)
 
 
 def read_gguf(source: Source, window_bytes: Optional[int] = None) -> ModelFile:
@@ -230,7 +237,7 @@ class _Reader:
         self.array_strings += count
         if self.array_strings > MAX_ARRAY_STRINGS:
             raise self.source.refuse(key, f"{self.array_strings} strings", f"at most {MAX_ARRAY_STRINGS} in all arrays")
-        window, match, unpack = self.window, _SHORT_STRINGS.match, _LENGTH.unpack_from
+        window, match, unpack = self.window, _batch().match, _LENGTH.unpack_from
         left = count
         while left:
             if left >= _BATCH:
