@@ -240,6 +240,8 @@ CHILD = """
     from modelfleet.core.fetch.transfer import fetch
     from modelfleet.core.jobs import Progress
     from modelfleet.core.pins import PinnedFile
+    from modelfleet.core.fetch import download
+    download.SYNC_BYTES = 2 * 1024 * 1024
     url, size, sha256, folder = sys.argv[1:]
     fetch(PinnedFile("chat/7b/file.gguf", url, int(size), sha256, None), folder, FetchSettings(), Progress())
 """
@@ -271,32 +273,47 @@ class TestKilled:
 
     @pytest.mark.parametrize(
         ("call", "number"),
-        [(call, number) for call, count in (("pwrite64", 14), ("ftruncate", 4)) for number in (1, count)]
-        + [("fdatasync", 1), ("fsync", 1), ("rename", 1), ("unlink", 1), ("openat", 0)],
+        [
+            *[(call, number) for call in ("pwrite64", "write", "ftruncate", "fdatasync") for number in (1, 2)],
+            *[("pwrite64", 9), ("fallocate", 1), ("fsync", 1), ("rename", 1), ("unlink", 1)],
+        ],
     )
     def test_at_a_call_of_the_system(self, checkout: Path, temporary: Path, call: str, number: int) -> None:
         """SIGKILL when the call is made, in a run that goes on with a part; the next one converges."""
-        if shutil.which("strace") is None:
-            pytest.skip("needs the program strace")
         with fault_server(CONTENT) as server:
             interrupted(server, temporary, 5 * MIB)
-            line, environment = command(checkout, server, temporary)
-            log = temporary.parent / "log"
-            paths = [option for path in (part(temporary), journal(temporary)) for option in ("-P", str(path))]
-            inject = f"inject={call}:signal=KILL:when={number}" if number else f"trace={call}"
-            strace = ["strace", "-f", "-qq", "-o", str(log), *paths, "-e", inject]
-            probe = subprocess.run(["strace", "-qq", "-e", inject, "-o", "/dev/null", "true"], capture_output=True)
-            if probe.returncode != 0:
-                pytest.skip("strace injects nothing on this machine")
-            done = subprocess.run([*strace, *line], env=environment, capture_output=True, text=True, timeout=60)
-            killed = done.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL)
+            done = injected(checkout, server, temporary, f"{call}:signal=KILL:when={number}")
+            assert done.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL), done.stderr
             whole = temporary / f"{PREFIX}{SHA256}"
-            assert killed or (done.returncode == 0 and whole.read_bytes() == CONTENT), done.stderr
+            assert whole.exists() == (call == "unlink")
             assert not whole.exists() or whole.read_bytes() == CONTENT, "half a file never has its name"
             path = fetch(pin(server), str(temporary), ONCE, Progress())
-            assert Path(path).read_bytes() == CONTENT
-            sweep(str(temporary), {SHA256})
-            assert set(os.listdir(temporary)) <= {whole.name, journal(temporary).name}
+            assert Path(path).read_bytes() == CONTENT and os.listdir(temporary) == [whole.name]
+
+    @pytest.mark.parametrize(
+        ("call", "error"),
+        [("pwrite64", "EIO"), ("pwrite64", "EDQUOT"), ("fsync", "EIO"), ("fdatasync", "EIO"), ("rename", "EROFS")],
+    )
+    def test_a_disk_that_fails(self, checkout: Path, temporary: Path, call: str, error: str) -> None:
+        with fault_server(CONTENT) as server:
+            interrupted(server, temporary, 5 * MIB)
+            done = injected(checkout, server, temporary, f"{call}:error={error}:when=1")
+            assert done.returncode == 1 and f"OSError: [Errno {getattr(errno, error)}]" in done.stderr, done.stderr
+            assert not (temporary / f"{PREFIX}{SHA256}").exists()
+            server.requests.clear()
+            # What was read again after a failed sync may be memory that the disk will never have.
+            resumed(server, temporary, None if "sync" in call else 12 * MIB if call == "rename" else 4 * MIB)
+
+
+def injected(checkout: Path, server: FaultServer, folder: Path, what: str) -> subprocess.CompletedProcess[str]:
+    """Fetch in a child whose calls on part and journal fail as ``what`` says."""
+    probe = ["strace", "-qq", "-o", os.devnull, "-e", "inject=sync:error=EIO", "true"]
+    if shutil.which("strace") is None or subprocess.run(probe, capture_output=True).returncode != 0:
+        pytest.skip("needs the program strace, and to be allowed to trace")
+    line, environment = command(checkout, server, folder)
+    paths = [option for path in (part(folder), journal(folder)) for option in ("-P", str(path))]
+    strace = ["strace", "-f", "-qq", "-o", os.devnull, *paths, "-e", f"inject={what}"]
+    return subprocess.run([*strace, *line], env=environment, capture_output=True, text=True, timeout=60)
 
 
 def test_an_interrupted_run_can_be_gone_on_with(temporary: Path) -> None:

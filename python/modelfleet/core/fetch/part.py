@@ -137,13 +137,13 @@ class Part:
 
     def sync(self) -> None:
         """Bring to the disk what is there, the journal last."""
-        with self._naming_the_path():
+        with self._naming_the_path(), self._distrusting():
             _sync(self.file)
             _sync(self.journal)
 
     def finish(self, final: str) -> None:
         """Make the part durable and give it its final name; nothing of it is left then."""
-        with self._naming_the_path():
+        with self._naming_the_path(), self._distrusting():
             os.ftruncate(self.file, self.offset)
             os.fsync(self.file)
         self._finished = True
@@ -176,6 +176,16 @@ class Part:
             yield
         except OSError as error:
             error.filename = self.path
+            raise
+
+    @contextlib.contextmanager
+    def _distrusting(self) -> Iterator[None]:
+        """Where a sync fails, vouch for nothing: what is read again may be memory that the disk will never have."""
+        try:
+            yield
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self.journal, 0)
             raise
 
     def _begin_journal(self) -> None:

@@ -48,6 +48,7 @@ def fetch(
     key = part_key(file)
     temporary = os.path.join(folder, f"{PREFIX}{key}")
     if file.sha256 is not None and _is_there(temporary, file, progress):
+        _remove_part(folder, key)
         return temporary
     sources = [parse_source(text) for text in dict.fromkeys((file.source, *file.alternatives))]
     failures: List[ModelfleetError] = []
