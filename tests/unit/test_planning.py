@@ -133,6 +133,29 @@ class TestLadder:
         (model,) = plan([{"task": "coding"}], profile(card(24))).models
         assert model.model == "large" and model.reason.startswith("large for the task coding (the only one); ")
 
+    @pytest.mark.parametrize(
+        ("about", "cards", "device", "tier"),
+        [
+            ({"category": "image/stable-diffusion", "file": "a.safetensors"}, [12], "GPU0", "catalog"),
+            ({"category": "image/stable-diffusion", "file": "a.safetensors"}, [6], "CPU", "catalog"),
+            ({"category": "voice/stt", "file": "a.bin"}, [], "CPU", "catalog"),
+            ({"category": "chat/7b", "file": "a.gguf", "parameters": 8 * 10**9}, [24], "GPU0", "catalog"),
+            ({"category": "chat/7b", "file": "a.gguf", "parameters": 8 * 10**9}, [4], "CPU", "catalog"),
+        ],
+    )
+    def test_models_that_are_placed_whole(
+        self, about: dict[str, Any], cards: list[int], device: str, tier: str
+    ) -> None:
+        file = {"name": about["file"], "source": "file:///x/a", "size": 6 * GIB, "sha256": HASH}
+        one = {"id": "whole", "category": about["category"], "variants": {"fp16": {"files": [file]}}}
+        one.update({key: about[key] for key in ("parameters",) if key in about})
+        known = catalog([one])
+        host = profile(*(card(size) for size in cards), memory=64)
+        (model,) = plan_host(read_wishes([{"model": "whole"}], known), known, host, store(), PlanSettings()).models
+        assert model.placement is not None and (model.placement.device, model.tier) == (device, tier)
+        assert not model.placement.partial and model.memory is not None and model.need_bytes is not None
+        assert model.need_bytes > 6 * GIB and model.memory["warnings"]
+
     def test_memory_that_nothing_tells_is_not_guessed(self) -> None:
         made = plan([{"model": "dark"}], profile(card(24)))
         (model,) = made.models
@@ -199,7 +222,11 @@ class TestRefusals:
             (model,) = made.models
             assert model.action == action and model.placement is not None
         (model,) = plan_host(wishes, known, profile(card(12)), store(), PlanSettings()).models
-        assert model.reason.endswith("run modelfleet lock small:q4_k_m") and "small.q4_k_m.gguf" in model.reason
+        assert (
+            model.needs_lock
+            and model.reason.endswith("run modelfleet lock small:q4_k_m")
+            and "small.q4_k_m.gguf" in model.reason
+        )
 
     def test_two_models_that_claim_one_file(self) -> None:
         other = entry("other", SHAPE_8B)

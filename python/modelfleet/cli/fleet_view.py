@@ -114,14 +114,14 @@ def _cell(model: Plan) -> Iterator[str]:
 
 def needs_lock(model: Plan) -> bool:
     """Tell whether a model could be had, if the lock pinned it."""
-    return model.get("action") == "refuse" and isinstance(model.get("placement"), Mapping)
+    return model.get("needs_lock") is True
 
 
 def fit(model: Plan) -> str:
     """Return where a model fits: GPU, 2 GPUs, GPU 18/40 layers, CPU, refused; a question mark: nothing tells."""
     placement = model.get("placement")
     if not isinstance(placement, Mapping):
-        return "refused" if model.get("action") == "refuse" else "?"
+        return "refused" if model.get("action") == "refuse" and not needs_lock(model) else "?"
     return where(placement)
 
 

@@ -6,7 +6,7 @@ Made by ``core.planning.host``, kept by ``modelfleet plan --out``, carried out b
      "budgets": [{"device", "name", "backend", "capacity_bytes", "headroom_bytes", "budget_bytes"}],
      "models": [{"model", "quantization", "category", "format", "unit", "licence", "check", "allow_pickle",
                  "files": [{"path", "source", "size", "sha256", "wheel", "alternatives", "in_lock"}], "missing": [path],
-                 "action": "keep|fetch|replace|remove|refuse", "reason", "bytes_to_fetch",
+                 "action": "keep|fetch|replace|remove|refuse", "needs_lock", "reason", "bytes_to_fetch",
                  "placement": {"device", "backend", "gpu_layers", "layers", "split"} or null,
                  "context", "kv_type", "memory", "tier", "need_bytes", "budget_bytes",
                  "candidates": [{"quantization", "placement", "need_bytes", "budget_bytes", "fits", "reason"}]}]}
@@ -82,7 +82,10 @@ class Candidate(NamedTuple):
 
 
 class ModelPlan(NamedTuple):
-    """One model of a host: what is done for it, why, and which of its files have to come."""
+    """One model of a host: what is done for it, why, and which of its files have to come.
+
+    ``needs_lock``: it is refused for nothing but that the lock does not pin all of its files.
+    """
 
     model: str
     quantization: str
@@ -105,6 +108,7 @@ class ModelPlan(NamedTuple):
     budget_bytes: Optional[int] = None
     candidates: Tuple[Candidate, ...] = ()
     bytes_to_fetch: int = 0
+    needs_lock: bool = False
 
 
 class HostPlan(NamedTuple):
@@ -232,6 +236,7 @@ def _model(value: Any, where: str) -> ModelPlan:
         budget_bytes=_count(model, "budget_bytes", where),
         candidates=tuple(_candidate(one, where) for one in _list(model, "candidates", where, optional=True)),
         bytes_to_fetch=_count(model, "bytes_to_fetch", where) or 0,
+        needs_lock=model.get("needs_lock") is True,
     )
 
 

@@ -7,7 +7,7 @@ would be chosen today: only ``replan`` moves it. So a plan that was carried out
 comes out again as it was.
 """
 
-from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
 from ..catalog import Catalog, Entry, PinnedFile, Variant, refuse_collisions
 from ..store.layout import CATEGORIES
@@ -108,6 +108,7 @@ class _Host:
         self.needs = needs
         self.models: List[ModelPlan] = []
         self.chosen: List[Variant] = []
+        self.tries: Dict[Tuple[str, int, Rooms], Optional[Tried]] = {}
         self.warnings: List[str] = []
         self.disk = _Disk(state)
         self.rooms = Rooms(
@@ -177,9 +178,10 @@ class _Host:
     def _try(self, rank: str, subject: Optional[Subject]) -> Optional[Tried]:
         if subject is None:
             return None
-        if rank == FULL:
-            return try_full(subject, self.rooms)
-        return try_partial(subject, self.rooms) if rank == PARTIAL else try_processor(subject, self.rooms)
+        key = (rank, id(subject), self.rooms)
+        if key not in self.tries:
+            self.tries[key] = _TRY[rank](subject, self.rooms)
+        return self.tries[key]
 
     def _candidates(
         self,
@@ -231,6 +233,7 @@ class _Host:
             budget_bytes=tried.budget_bytes if tried else None,
             candidates=listed,
             bytes_to_fetch=_network_bytes([file for file in sized if not has_its_bytes(self.state, file)]),
+            needs_lock=action == "refuse" and bool(self._open(missing)),
         )
 
     def _action(
@@ -238,8 +241,8 @@ class _Host:
     ) -> Tuple[str, str]:
         if not missing:
             return "keep", f"{why}; published, and untouched since"
-        open_files = [file for file in missing if not file.locked]
-        if open_files and not self.settings.allow_unlocked:
+        open_files = self._open(missing)
+        if open_files:
             return (
                 "refuse",
                 f"{variant.quantization} needs lock: the size and sha256 of {open_files[0].path} are not pinned; "
@@ -250,6 +253,10 @@ class _Host:
             return "refuse", f"{no_room}; free some, or set model_store_path to another file system"
         replaced = any(file.path in self.state.manifest for file in missing if file.path in self.state.found)
         return ("replace" if replaced else "fetch"), f"{why}; {self._what_is_missing(variant, missing)}"
+
+    def _open(self, missing: Sequence[PinnedFile]) -> List[PinnedFile]:
+        """Return the files that the lock would have to pin first."""
+        return [] if self.settings.allow_unlocked else [file for file in missing if not file.locked]
 
     def _what_is_missing(self, variant: Variant, missing: Sequence[PinnedFile]) -> str:
         if len(missing) > _NAMED_FILES:
@@ -325,6 +332,8 @@ class _Host:
     def _warn_of_what_is_in_use(self, entry: Entry, choice: _Choice) -> None:
         tried = choice.tried
         if tried is None:
+            if self.models[-1].needs_lock:
+                return
             self.warnings.append(
                 f"{entry.id}: nothing tells how much memory it needs; modelfleet lock {entry.id} reads it from the file"
             )
@@ -356,6 +365,11 @@ class _Host:
 
 
 UNKNOWN = "unknown"
+_TRY: Dict[str, Callable[[Subject, Rooms], Optional[Tried]]] = {
+    FULL: try_full,
+    PARTIAL: try_partial,
+    PROCESSOR: try_processor,
+}
 _CHOSEN = {
     UNKNOWN: "chosen: nothing tells how much memory it needs",
     FULL: "chosen: all of it on the accelerator",

@@ -3,10 +3,12 @@
 A fleet asks the same again and again: hosts are alike, and so are their wishes.
 """
 
-from typing import Any, Dict, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, NamedTuple, Optional, Tuple
 
 from ..catalog import Entry, Variant
-from ..memory.estimate import DeviceShare, Estimate, EstimateOptions, estimate
+from ..memory.catalog_tier import BITS_PER_WEIGHT, estimate_parameters
+from ..memory.estimate import DeviceMemory, DeviceShare, Estimate, EstimateOptions, estimate
+from ..memory.plain import estimate_weights
 from ..memory.shape import ModelShape, shape_from_dict
 from ..memory.synthesis import QUANTIZATIONS, shape_from_catalog
 from .settings import PlanSettings
@@ -67,6 +69,19 @@ class _Shaped(Subject):
         return estimate(self._shape, self._options, [DeviceShare(*share) for share in shares])
 
 
+class _Whole(Subject):
+    """A model that is on one device or another, never on two: no GGUF, or one of which only its size is known."""
+
+    def __init__(self, weight_bytes: Optional[int], on: Callable[[str, str], Estimate]) -> None:
+        super().__init__(0, weight_bytes)
+        self._on = on
+
+    def _estimate(self, shares: Tuple[Share, ...]) -> Estimate:
+        answer = self._on(shares[0].device, shares[0].backend)
+        others = tuple(DeviceMemory(share.device, 0, 0, 0, 0, 0, 0) for share in shares[1:])
+        return answer._replace(devices=answer.devices + others)
+
+
 class Needs:
     """The subjects of one catalog, each made once."""
 
@@ -88,9 +103,12 @@ class Needs:
         self, entry: Entry, variant: Variant, context: Optional[int], settings: PlanSettings
     ) -> Optional[Subject]:
         shape = self._shape(entry, variant)
-        if shape is None:
-            return None
         sequences = settings.parallel_sequences
+        if shape is None:
+            tokens = (context or settings.context) * sequences
+            return (
+                self._weights(entry, variant) if variant.format != "gguf" else self._parameters(entry, variant, tokens)
+            )
         return _Shaped(
             shape,
             EstimateOptions(
@@ -100,6 +118,24 @@ class Needs:
                 flash_attention=settings.flash_attention,
                 parallel=sequences,
             ),
+        )
+
+    @staticmethod
+    def _weights(entry: Entry, variant: Variant) -> Optional[Subject]:
+        sizes = [file.size for file in variant.files]
+        if None in sizes:
+            return None
+        total = sum(size for size in sizes if size is not None)
+        return _Whole(total, lambda device, backend: estimate_weights(total, entry.kind, device, backend))
+
+    @staticmethod
+    def _parameters(entry: Entry, variant: Variant, tokens: int) -> Optional[Subject]:
+        count, quantization = entry.parameters, variant.quantization
+        if count is None or quantization not in BITS_PER_WEIGHT:
+            return None
+        weights = int(count * BITS_PER_WEIGHT[quantization] / 8)
+        return _Whole(
+            weights, lambda device, backend: estimate_parameters(count, quantization, tokens, device, backend)
         )
 
     def _shape(self, entry: Entry, variant: Variant) -> Optional[ModelShape]:
