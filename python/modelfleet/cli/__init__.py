@@ -28,6 +28,7 @@ VERBS = {
     "verify": "Prove that the models run, and show the proofs.",
     "lock": "Pin what the catalog's sources hold, or tell what has moved there.",
     "inspect": "Judge and describe a model file, or refuse it.",
+    "estimate": "Tell the memory that a model needs, by device.",
     "doctor": "Go through the checklist; changes nothing.",
     "test": "Run modelfleet's own tests.",
 }

@@ -1,8 +1,8 @@
 """The child of ``dry_run``: makes a model and a context without memory for them, and lets llama.cpp tell their sizes.
 
 Runs as a file of its own under the managed environment's Python, which may hold another modelfleet or none. Its
-arguments: the model's path and the options as JSON. llama.cpp's log goes to standard output as it comes, since a
-failed assertion ends the process.
+arguments: the model's path and the options as JSON; with ``allocate`` the model is really loaded. llama.cpp's log
+goes to standard output as it comes, since a failed assertion ends the process.
 """
 
 import ctypes
@@ -40,8 +40,9 @@ def main() -> int:
         if not hasattr(model_settings, name):
             say(f"llama-cpp-python {llama_cpp.__version__} has no {name}")
             return 3
-    model_settings.no_alloc = True
-    model_settings.load_mode = LOAD_MODE_NONE
+    if not options.get("allocate"):
+        model_settings.no_alloc = True
+        model_settings.load_mode = LOAD_MODE_NONE
     model_settings.n_gpu_layers = options["gpu_layers"]
     model_settings.use_extra_bufts = options["repack"]
     parts = options["parts"]
@@ -51,6 +52,7 @@ def main() -> int:
     model = llama_cpp.llama_model_load_from_file(path.encode(), model_settings)
     if not model:
         return 1
+    say(f"weights {llama_cpp.llama_model_size(model)}")
     settings = llama_cpp.llama_context_default_params()
     settings.n_ctx = options["context"]
     settings.n_batch = options["batch"]

@@ -9,6 +9,7 @@ tensors to the byte; some publishers give embeddings or output another type, whi
 from typing import Any, Dict, Iterator, List, Mapping, Tuple
 
 from ..errors import ConfigurationError
+from ..formats.gguf import DEFAULT_ALIGNMENT
 from ..formats.gguf_types import TENSOR_TYPES
 from ..formats.model import ModelFile, Tensor
 from .shape import MAX_EXPERTS, MAX_LAYERS, MAX_TOKENS, MAX_WIDTH, ModelShape, shape_of
@@ -54,16 +55,8 @@ _FLAGS = ("tied_embeddings", "rope_factors")
 def shape_from_catalog(hyper: Mapping[str, Any], quantization: str) -> ModelShape:
     """Return the shape of a model with the catalog's hyperparameters, quantized so. Raises ConfigurationError."""
     values = _checked(hyper)
-    if quantization not in QUANTIZATIONS:
-        raise ConfigurationError(f"quantization {quantization!r}", f"use one of {', '.join(QUANTIZATIONS)}")
     architecture = str(hyper["architecture"])
-    tensors: List[Tensor] = []
-    for name, shape, kind in _typed(architecture, values, quantization):
-        elements = 1
-        for length in shape:
-            elements *= length
-        block, size = _BLOCKS[kind]
-        tensors.append(Tensor(name, kind, shape, 0, elements // block * size))
+    tensors = tensors_of(hyper, quantization)
     keys = {
         "block_count": values["layers"],
         "embedding_length": values["embedding_length"],
@@ -88,6 +81,23 @@ def shape_from_catalog(hyper: Mapping[str, Any], quantization: str) -> ModelShap
             metadata=metadata,
         )
     )
+
+
+def tensors_of(hyper: Mapping[str, Any], quantization: str) -> List[Tensor]:
+    """Return the tensor table of such a model, in the file's order. Raises ConfigurationError."""
+    values = _checked(hyper)
+    if quantization not in QUANTIZATIONS:
+        raise ConfigurationError(f"quantization {quantization!r}", f"use one of {', '.join(QUANTIZATIONS)}")
+    tensors: List[Tensor] = []
+    offset = 0
+    for name, shape, kind in _typed(str(hyper["architecture"]), values, quantization):
+        elements = 1
+        for length in shape:
+            elements *= length
+        block, size = _BLOCKS[kind]
+        tensors.append(Tensor(name, kind, shape, offset, elements // block * size))
+        offset += -(-tensors[-1].size // DEFAULT_ALIGNMENT) * DEFAULT_ALIGNMENT
+    return tensors
 
 
 def _checked(hyper: Mapping[str, Any]) -> Dict[str, int]:
