@@ -133,3 +133,40 @@ def legacy_seed() -> bytes:
     numbers = (3, 1500, 384, 6, 4, 448, 384, 6, 4, 80, 1)
     words = b"".join(struct.pack("<I", len(word)) + word for word in (b"a", b"bc", b""))
     return b"lmgg" + struct.pack("<11i2i", *numbers, 80, 2) + bytes(80 * 2 * 4) + struct.pack("<i", 3) + words
+
+
+def plain_gguf_seed() -> bytes:
+    """Return a GGUF file of short keys with numbers and plain tensors, more than a batch of them."""
+    numbers = [(BOOL, bytes(1)), (UINT64, bytes(8)), (UINT32, bytes(4)), (INT32, bytes(4))]
+    pairs = [pair(f"n{one}", *kind) for one, kind in enumerate(numbers * 8)]
+    words = pair("words", ARRAY, array(STRING, 70, b"".join(string(f"w{one}") for one in range(70))))
+    tensors = [tensor(f"t{one}", [8, 1], F32, 32 * one) for one in range(20)]
+    return gguf([ARCHITECTURE, *pairs, words], tensors, bytes(32 * 20))
+
+
+def plain_safetensors_seed() -> bytes:
+    """Return a safetensors file as most are written."""
+    entries = {f"layer.{one}": safetensors_entry(one * 8, one * 8 + 8, [2, 1]) for one in range(12)}
+    return safetensors({"__metadata__": {"format": "pt"}, **entries}, bytes(12 * 8))
+
+
+def folder_seeds() -> list[dict[str, bytes]]:
+    """Return models as folders: a sharded one, a split one, one with external data, a pickle with its configuration."""
+    shards = [f"model-{number:05d}-of-00002.safetensors" for number in (1, 2)]
+    index = {"weight_map": dict(zip("ab", shards))}
+    sharded = {shard: safetensors({name: safetensors_entry(0, 4, [1])}, bytes(4)) for name, shard in zip("ab", shards)}
+    config = b'{"model_type": "bert", "hidden_size": 8, "num_attention_heads": 2}'
+    split = {}
+    for number in range(2):
+        place = {"split.no": number, "split.count": 2, "split.tensors.count": 2}
+        pairs = [pair(key, UINT32, struct.pack("<I", value)) for key, value in place.items()]
+        split[f"a-{number + 1:05d}-of-00002.gguf"] = gguf(
+            [ARCHITECTURE, *pairs], [tensor(f"t{number}", [8])], bytes(32)
+        )
+    outside = onnx_tensor([2], [("location", "w.bin"), ("offset", "4"), ("length", "8")])
+    return [
+        {"config.json": config, "model.safetensors.index.json": json.dumps(index).encode(), **sharded},
+        split,
+        {"model.onnx": onnx(field(5, outside)), "w.bin": bytes(12)},
+        {"config.json": config, "pytorch_model.bin": b"\x80\x04K\x01.", "vocab.txt": b"words"},
+    ]

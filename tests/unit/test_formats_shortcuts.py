@@ -34,22 +34,8 @@ def changed(draw: st.DrawFn, seed: bytes) -> bytes:
     return bytes(raw)
 
 
-def plain_gguf() -> bytes:
-    numbers = ((seeds.BOOL, 1), (seeds.UINT64, 8), (seeds.UINT32, 4), (seeds.INT32, 4))
-    pairs = [
-        seeds.pair(f"n{one}", *kind) for one, kind in enumerate([(kind, bytes(size)) for kind, size in numbers] * 8)
-    ]
-    tensors = [seeds.tensor(f"t{one}", [8, 1], seeds.F32, 32 * one) for one in range(20)]
-    return seeds.gguf([seeds.ARCHITECTURE, *pairs], tensors, bytes(32 * 20))
-
-
-def plain_safetensors() -> bytes:
-    entries = {f"layer.{one}": seeds.safetensors_entry(one * 8, one * 8 + 8, [2, 1]) for one in range(12)}
-    return seeds.safetensors({"__metadata__": {"format": "pt"}, **entries}, bytes(12 * 8))
-
-
 @settings(max_examples=400, deadline=None)
-@given(changed(plain_gguf()) | changed(seeds.gguf_seed()))
+@given(changed(seeds.plain_gguf_seed()) | changed(seeds.gguf_seed()))
 def test_gguf(raw: bytes) -> None:
     short = outcome(gguf.read_gguf, raw)
     with pytest.MonkeyPatch.context() as patch:
@@ -59,7 +45,7 @@ def test_gguf(raw: bytes) -> None:
 
 
 @settings(max_examples=400, deadline=None)
-@given(changed(plain_safetensors()) | changed(seeds.safetensors_seed()))
+@given(changed(seeds.plain_safetensors_seed()) | changed(seeds.safetensors_seed()))
 def test_safetensors(raw: bytes) -> None:
     short = outcome(safetensors.read_safetensors, raw)
     with pytest.MonkeyPatch.context() as patch:
@@ -67,7 +53,7 @@ def test_safetensors(raw: bytes) -> None:
         assert outcome(safetensors.read_safetensors, raw) == short
 
 
-@pytest.mark.parametrize("seed", [plain_gguf(), plain_safetensors()], ids=["gguf", "safetensors"])
+@pytest.mark.parametrize("seed", [seeds.plain_gguf_seed(), seeds.plain_safetensors_seed()], ids=["gguf", "safetensors"])
 def test_the_short_ways_are_taken(seed: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """A seed that never came there would prove nothing."""
     long: list[str] = []
@@ -86,7 +72,7 @@ def test_the_short_ways_are_taken(seed: bytes, monkeypatch: pytest.MonkeyPatch) 
 
 def test_entries_in_any_layout_of_spaces() -> None:
     chance = random.Random(0)
-    text = plain_safetensors()[8 : -12 * 8].decode()
+    text = seeds.plain_safetensors_seed()[8 : -12 * 8].decode()
     for _ in range(50):
         spaced = "".join(one + chance.choice(["", "", " ", "\n", "\t "]) if one in ":,[]{}" else one for one in text)
         model = outcome(safetensors.read_safetensors, seeds.safetensors(spaced.strip().encode(), bytes(12 * 8)))
