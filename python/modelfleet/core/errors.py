@@ -75,6 +75,10 @@ class EnvFileError(ModelfleetError):
     """Raised when an environment file cannot be read as one, or a value cannot be written to it safely."""
 
 
+class StackError(ModelfleetError):
+    """Raised when no inference stack serves a host as it is wished."""
+
+
 class InferenceError(ModelfleetError):
     """Raised when a proof of inference cannot be run or does not give what is expected."""
 
