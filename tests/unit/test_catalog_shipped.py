@@ -11,8 +11,11 @@ import yaml
 from modelfleet.core.catalog import Catalog, read_catalog, refuse_collisions
 from modelfleet.core.memory.shape import shape_from_dict
 from modelfleet.core.memory.synthesis import shape_from_catalog
+from modelfleet.core.planning.host import plan_host
+from modelfleet.core.planning.settings import PlanSettings
 from modelfleet.core.wishes import USE_CASES, candidates, read_wishes
 from support import models_table
+from support.planning import profile, store
 
 CHAT = {
     "chat/7b": ("llama-3.1-8b-instruct", "qwen2.5-7b-instruct", "mixtral-8x7b-instruct"),
@@ -96,9 +99,11 @@ def test_one_model_of_the_tutorial_comes_from_the_package_index(catalog: Catalog
 
 
 @pytest.mark.parametrize("name", ["xtts-v2", "bark"])
-def test_what_exists_only_as_pickle_is_marked(catalog: Catalog, name: str) -> None:
+def test_what_exists_only_as_pickle_is_marked_and_refused(catalog: Catalog, name: str) -> None:
     (variant,) = catalog.entries[name].variants.values()
     assert variant.format == "pickle" and not variant.allow_pickle
+    (model,) = plan_host(read_wishes([{"model": name}], catalog), catalog, profile(), store(), PlanSettings()).models
+    assert model.action == "refuse" and "fp32 is a pickle, which can run code when it is loaded" in model.reason
 
 
 def test_no_two_models_claim_one_path(catalog: Catalog) -> None:

@@ -241,6 +241,12 @@ class _Host:
     ) -> Tuple[str, str]:
         if not missing:
             return "keep", f"{why}; published, and untouched since"
+        if variant.format == "pickle" and not variant.allow_pickle:
+            return (
+                "refuse",
+                f"{variant.quantization} is a pickle, which can run code when it is loaded; who accepts that repeats "
+                "the entry in models_catalog_extra with allow_pickle: true",
+            )
         open_files = self._open(missing)
         if open_files:
             return (
