@@ -435,10 +435,11 @@ class TestRemove:
         assert outcome.warnings == [f"{UNIT}/vocab.txt was changed since it was published: it is left where it is"]
         assert host.content() == {"vocab.txt": b"my own words"} and read_manifest(str(host.store)) == {}
 
-    def test_a_file_that_another_model_keeps_stays(self, host: Host) -> None:
+    @pytest.mark.parametrize("action", ["keep", "fetch", "replace"])
+    def test_a_file_that_another_model_needs_stays(self, host: Host, action: str) -> None:
         host.publish({"x.safetensors": weights()}, "embeddings")
         going = host.model({"x.safetensors": weights()}, "embeddings", action="remove")
-        staying = host.model({"x.safetensors": weights()}, "embeddings")
+        staying = host.model({"x.safetensors": weights()}, "embeddings", action=action)
         assert host.run(going, staying) == Outcome([], [], [])
         assert (host.store / "embeddings/x.safetensors").exists()
 

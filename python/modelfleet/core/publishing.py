@@ -134,7 +134,7 @@ def foresee(plan: HostPlan) -> Outcome:
         for file in unit.files
         if not is_proved(plan.store_path, file, manifest.get(file.path))
     ]
-    return Outcome(published, [path for unit in units for path in _to_remove(unit, units, manifest)], [])
+    return Outcome(published, [path for unit in units for path in _to_remove(unit, _kept(plan), manifest)], [])
 
 
 Settings = Union[FetchSettings, PackageIndexSettings]
@@ -151,32 +151,37 @@ def carry_out(plan: HostPlan, settings: Settings, progress: Progress) -> Outcome
     with acting_as(owner), locked(
         plan.store_path, lambda: progress.update("waiting for another run to release the store")
     ):
-        return _Run(plan.store_path, units, settings, progress).carry_out()
+        return _Run(plan, units, settings, progress).carry_out()
 
 
-def _to_remove(unit: Unit, units: Sequence[Unit], manifest: Manifest) -> List[str]:
-    """Return the files of ``unit`` that are to go: ours, and of no other unit."""
+def _kept(plan: HostPlan) -> Set[str]:
+    """Return the paths that models of the plan need; a model that goes may have shared a file with them."""
+    return {file.path for model in plan.models if model.action != "remove" for file in model.files}
+
+
+def _to_remove(unit: Unit, kept: Set[str], manifest: Manifest) -> List[str]:
+    """Return the files of ``unit`` that are to go: ours, and of no other model."""
     if unit.action != "remove":
         return []
-    others = {file.path for other in units if other.action != "remove" for file in other.files}
-    return [file.path for file in unit.files if file.path in manifest and file.path not in others]
+    return [file.path for file in unit.files if file.path in manifest and file.path not in kept]
 
 
 class _Run:
     """One run, with the owner's rights and the store's lock."""
 
-    def __init__(self, store_path: str, units: Sequence[Unit], settings: Settings, progress: Progress) -> None:
-        self.store = store_path
+    def __init__(self, plan: HostPlan, units: Sequence[Unit], settings: Settings, progress: Progress) -> None:
+        self.store = plan.store_path
         self.units = units
-        self.temporary = os.path.join(store_path, TEMPORARY)
+        self.kept = _kept(plan)
+        self.temporary = os.path.join(self.store, TEMPORARY)
         self.settings = settings
         self.progress = progress
         # Another run may have published while we waited.
-        self.manifest = read_manifest(store_path)
+        self.manifest = read_manifest(self.store)
         self.outcome = Outcome([], [], [])
         self.recorded: Set[str] = set()
         self.unproved = {
-            file.path for unit in units for file in unit.files if not is_proved(store_path, file, self._known(file))
+            file.path for unit in units for file in unit.files if not is_proved(self.store, file, self._known(file))
         }
 
     def _known(self, file: PinnedFile) -> Optional[FileRecord]:
@@ -397,7 +402,7 @@ class _Run:
 
     def _remove(self, unit: Unit) -> None:
         """Take away a unit's files: ours only, and only as we published them."""
-        paths = _to_remove(unit, self.units, self.manifest)
+        paths = _to_remove(unit, self.kept, self.manifest)
         if not paths:
             return
         left = [path for path in paths if self._was_changed(path)]
