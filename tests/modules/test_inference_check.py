@@ -21,7 +21,11 @@ RESULT = {
     "load_seconds": 0.1,
     "prompt_tokens_per_second": 10.0,
     "generation_tokens_per_second": 5.0,
-    "measured_bytes": 1000,
+    "offloaded_layers": 0,
+    "memory": {
+        "devices": [{"name": "CPU", "predicted_bytes": 990, "measured_bytes": 1000}],
+        "resident_bytes": 2000,
+    },
     "versions": {"llama_cpp_python": "0.3.36"},
 }
 

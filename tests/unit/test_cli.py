@@ -29,7 +29,7 @@ PROOF = {
     "load_seconds": 0.25,
     "prompt_tokens_per_second": 210.26,
     "generation_tokens_per_second": 45.0,
-    "memory": {"devices": [{"name": "CPU", "predicted_bytes": None, "measured_bytes": 180000000}]},
+    "memory": {"devices": [{"name": "CPU", "predicted_bytes": 178000000, "measured_bytes": 180000000}]},
     "isolation": {"account": "ashley-ai", "network": "none", "new_privileges": "refused"},
     "verified_at": "2026-11-23T16:26:07Z",
     "ran": True,

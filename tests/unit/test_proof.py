@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from modelfleet.core.errors import InferenceError, ModelfleetError, UnsafePathError
 from modelfleet.core.inference import proof as proof_module
+from modelfleet.core.inference.llama import memory_by_device, predicted_bytes
 from modelfleet.core.inference.proof import (
     RECORDS,
     Isolation,
@@ -34,7 +35,9 @@ from modelfleet.core.inference.proof import (
 )
 from modelfleet.core.jobs import Progress
 from modelfleet.core.privilege import Account, acting_as
+from modelfleet.core.units import MIB
 from support.grounds import needs_root
+from support.models import gguf
 
 FILE = "chat/7b/small.gguf"
 SUBJECT = Subject("small", FILE, "a" * 64, "One and one is", " two")
@@ -46,7 +49,11 @@ RESULT = {
     "load_seconds": 0.1,
     "prompt_tokens_per_second": 10.0,
     "generation_tokens_per_second": 5.0,
-    "measured_bytes": 1000,
+    "offloaded_layers": 0,
+    "memory": {
+        "devices": [{"name": "CPU", "predicted_bytes": 990, "measured_bytes": 1000}],
+        "resident_bytes": 2000,
+    },
     "versions": {"llama_cpp_python": "0.3.36"},
 }
 REPORT = f"print('loading', flush=True); print(); print(json.dumps({{**{RESULT!r}, **seen}}))"
@@ -157,13 +164,11 @@ class TestProof:
         install(REPORT)
         done = run()
         assert done == {
-            **{name: value for name, value in RESULT.items() if name != "measured_bytes"},
+            **RESULT,
             "model": "small",
             "file": FILE,
             "prompt": "One and one is",
             "expected": " two",
-            "offloaded_layers": 0,
-            "memory": {"devices": [{"name": "CPU", "predicted_bytes": None, "measured_bytes": 1000}]},
             "isolation": {**done["isolation"], "account": owner.name, "environment": "emptied"},
             "fingerprint": "mark",
             "verified_at": done["verified_at"],
@@ -399,3 +404,24 @@ def test_the_child_that_proves(checkout: Path, tmp_path: Path) -> None:
     result = json.loads(done.stdout.strip().splitlines()[-1])
     assert done.returncode == 0 and "\n" not in result["error"]
     assert "llama_cpp" in result["error"] or "x.gguf" in result["error"]
+
+
+class TestMemory:
+    LOG = (
+        "load_tensors: offloaded 20/31 layers to GPU\n"
+        "load_tensors:   CPU_Mapped model buffer size =    92.10 MiB\n"
+        "load_tensors:        CUDA0 model buffer size =    50.00 MiB\n"
+        "llama_context:  CUDA_Host  output buffer size =     0.19 MiB\n"
+        "llama_kv_cache:      CUDA0 KV buffer size =    11.25 MiB\n"
+        "llama_kv_cache: size =   11.25 MiB (   512 cells,  30 layers,  1/1 seqs), K (f16):    5.62 MiB\n"
+        "sched_reserve:      CUDA0 compute buffer size =    98.25 MiB\n"
+    )
+
+    def test_buffers_are_counted_where_they_lie(self) -> None:
+        cuda, main = memory_by_device(self.LOG, {"CPU": 5})[::-1]
+        assert cuda == {"name": "CUDA0", "predicted_bytes": None, "measured_bytes": round(159.5 * MIB)}
+        assert main == {"name": "CPU", "predicted_bytes": 5, "measured_bytes": round(92.29 * MIB)}
+
+    def test_what_cannot_be_predicted_is_not(self, tmp_path: Path) -> None:
+        (tmp_path / "small.gguf").write_bytes(gguf(b"no tensors"))
+        assert predicted_bytes(str(tmp_path / "small.gguf")) == {}

@@ -47,7 +47,9 @@ def _memory(memory: object) -> Iterator[str]:
     devices = memory.get("devices") if isinstance(memory, dict) else None
     for device in devices if isinstance(devices, list) else []:
         if isinstance(device, dict) and isinstance(device.get("measured_bytes"), (int, float)):
-            yield f"{format_bytes(device['measured_bytes'])} on {_said(device, 'name') or 'the host'}"
+            predicted = device.get("predicted_bytes")
+            foretold = f" ({format_bytes(predicted)} predicted)" if isinstance(predicted, (int, float)) else ""
+            yield f"{format_bytes(device['measured_bytes'])} on {_said(device, 'name') or 'the host'}{foretold}"
 
 
 def _isolation(isolation: object) -> Iterator[str]:

@@ -32,7 +32,7 @@ from ..store.tree import store_owner
 SCHEMA_VERSION = 1
 RECORDS = f"{STATE}/verification.json"
 # What the child has to say of a proof, at least; see llama.prove.
-_RESULT = {"backend", "device", "output", "load_seconds", "measured_bytes", "versions"}
+_RESULT = {"backend", "device", "output", "load_seconds", "offloaded_layers", "memory", "versions"}
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000  # linux/sched.h
 
 
@@ -173,7 +173,6 @@ def _prove_one(
         )
     if "error" in result:
         raise InferenceError(f"{subject.model}: {_plain(str(result['error']))}")
-    measured = result.pop("measured_bytes")
     # What the child says comes first: of ours it can replace nothing.
     return {
         **result,
@@ -181,8 +180,6 @@ def _prove_one(
         "file": subject.file,
         "prompt": subject.prompt,
         "expected": subject.expected,
-        "offloaded_layers": 0,
-        "memory": {"devices": [{"name": result["device"], "predicted_bytes": None, "measured_bytes": measured}]},
         "isolation": {
             "account": owner.name,
             "network": isolation.network,
