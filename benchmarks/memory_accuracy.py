@@ -220,7 +220,8 @@ def main() -> int:
     store = resolve_store_path("")
     parser.add_argument("--python", default=os.path.join(resolve_runtime_path("", store), "current/bin/python"))
     parser.add_argument("--llmfit", help="the program of the package llmfit")
-    parser.add_argument("--most-gib", type=float, default=10.0, help="load really what needs no more than this")
+    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    parser.add_argument("--most-gib", type=float, default=0.8 * available, help="load really what needs no more")
     parser.add_argument("--only", help="rows whose model has this in its name")
     given = parser.parse_args()
     heads = (
