@@ -99,7 +99,21 @@ def foretold(machine: Machine) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def applied(machine: Machine, foretold: dict[str, Any]) -> dict[str, Any]:
+def planned(machine: Machine, foretold: dict[str, Any]) -> dict[str, Any]:
+    """Return the plan of the machine before anything was done to it."""
+    return plan_of(machine)
+
+
+def plan_of(machine: Machine) -> dict[str, Any]:
+    """Return what ``plan`` says of the models."""
+    done = machine.modelfleet("plan", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    plan: dict[str, Any] = json.loads(done.stdout)["hosts"]["localhost"]["plan"]
+    return plan
+
+
+@pytest.fixture(scope="module")
+def applied(machine: Machine, foretold: dict[str, Any], planned: dict[str, Any]) -> dict[str, Any]:
     """Return what the first run says."""
     done = machine.modelfleet("apply", "--json")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -130,6 +144,41 @@ def test_the_second_run_changes_nothing(machine: Machine, applied: dict[str, Any
     for said in ("The capital of France is", "Paris", "tokens/s", "cpu"):
         assert said in done.stdout
     assert machine.listing() == before
+
+
+def test_the_plan_is_the_same_when_it_was_carried_out_and_while_the_model_is_loaded(
+    machine: Machine, planned: dict[str, Any], applied: dict[str, Any]
+) -> None:
+    (first,) = planned["models"]
+    assert first["action"] == "fetch" and first["missing"] == [MODEL] and planned["bytes_to_fetch"] > 0
+    program = (
+        "import sys\nfrom llama_cpp import Llama\n"
+        "model = Llama(sys.argv[1], n_ctx=2048, verbose=False)\nprint('loaded', flush=True)\nsys.stdin.read()"
+    )
+    command = [str(python_of(machine)), "-c", program, str(machine.root / "models" / MODEL)]
+    with subprocess.Popen(command, cwd="/", stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as served:
+        assert served.stdout is not None and served.stdout.readline() == "loaded\n"
+        again = plan_of(machine)
+        served.communicate()
+    assert [model["action"] for model in again["models"]] == ["keep"] and again["bytes_to_fetch"] == 0
+    decided = ("model", "quantization", "files", "placement", "context", "kv_type", "memory", "candidates")
+    assert [{key: model[key] for key in decided} for model in again["models"]] == [{key: first[key] for key in decided}]
+    assert again["budgets"] == planned["budgets"] and planned["budgets"][0]["budget_bytes"] > 0
+
+
+def test_a_plan_that_was_reviewed_is_applied_and_another_is_not(machine: Machine, applied: dict[str, Any]) -> None:
+    path = machine.root / "plan.json"
+    kept = machine.modelfleet("plan", "--out", str(path), "--exit-code")
+    assert kept.returncode == 0, kept.stdout + kept.stderr
+    assert "kept" in kept.stdout and f"./modelfleet apply {path}" in kept.stderr
+    done = machine.modelfleet("apply", str(path))
+    assert done.returncode == 0 and "changed=0" in done.stdout, done.stdout + done.stderr
+    other = machine.modelfleet("apply", str(path), variables={"models_context": 512})
+    assert other.returncode == EXIT_HOST_FAILED
+    assert "the plan is not the reviewed one: smollm2-135m-instruct: context is 512, reviewed was" in other.stderr
+    other = machine.modelfleet("apply", str(path), variables={"env_file_variables": {"NEW": "1"}})
+    assert other.returncode == EXIT_ERROR
+    assert "localhost: env_file: Keep the environment file was not reviewed" in other.stderr
 
 
 def test_plain_ansible_playbook_does_the_same(machine: Machine, applied: dict[str, Any]) -> None:
