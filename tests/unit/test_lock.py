@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -237,6 +240,20 @@ class TestLock:
         assert lock("x", catalog=[entry("x", "embeddings", {"x.safetensors": url})]).exit_code == 0
         expected = {"name": "x.safetensors", "source": url, "size": len(SAFETENSORS), "sha256": digest(SAFETENSORS)}
         assert pinned(tmp_path, "x")["files"] == [expected]
+
+    def test_a_server_that_sends_without_end(self, lock: Lock, hub: HubServer) -> None:
+        def answer(handler: Handler) -> bool:
+            handler.send_response(200)
+            handler.send_header("Transfer-Encoding", "chunked")
+            handler.end_headers()
+            for _ in range(1000):
+                handler.wfile.write(b"%x\r\n%s\r\n" % (2**20, bytes(2**20)))
+            return True
+
+        hub.lie = answer
+        about = {"source": f"{hub.endpoint}/x.safetensors", "size": 5 * 2**20, "sha256": "a" * 64}
+        line = failed(lock("x", catalog=[entry("x", "embeddings", {"x.safetensors": about})]))
+        assert "expected at most 5242880 bytes, found more" in line
 
     def test_a_file_of_the_hosts_is_what_the_catalog_states(self, lock: Lock, tmp_path: Path) -> None:
         about = {"source": "file:///srv/x.gguf", "size": 9, "sha256": "a" * 64}
@@ -488,6 +505,16 @@ class TestCatalogFiles:
     def test_names(self, lock: Lock, name: str, expected: str) -> None:
         result = lock(name)
         assert expected in failed(result) if expected else result.exit_code == 0
+
+
+def test_it_asks_nothing_offline(lock: Lock, tmp_path: Path, checkout: Path) -> None:
+    """huggingface_hub reads this setting when it is imported."""
+    lock("tiny:")
+    names = ["lock", "tiny", "--catalog", str(tmp_path / "catalog.yml"), "--lock-file", str(tmp_path / "new.json")]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(checkout / "python")}
+    command = [sys.executable, "-m", "modelfleet.cli", *names]
+    done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert done.returncode == 1 and "HF_HUB_OFFLINE forbids asking the Hub; unset it to lock" in done.stdout
 
 
 class TestFile:
