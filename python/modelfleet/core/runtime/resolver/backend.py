@@ -126,7 +126,9 @@ def _has_vulkan_alone(card: Card) -> bool:
 def _processor(host: Host, reasons: Sequence[str]) -> Choice:
     if not host.cards:
         unread = host.facts.reason("accelerators")
-        return Choice("cpu", "there is no GPU" if unread == "not told" else f"no GPU is known: {unread}", (CPU,))
+        known = unread == "not told"
+        warnings = () if known else (f"whether there is a GPU is not known: {unread}",)
+        return Choice("cpu", "there is no GPU" if known else "no GPU is known", (CPU,), warnings=warnings)
     others = [one for one in host.cards if one.vendor not in ("nvidia", "amd")]
     left_out = (*reasons, *_idle(others, "no backend is chosen for it unasked"))
     return Choice("cpu", "no GPU that CUDA, ROCm or, unasked, Vulkan serves", (CPU,), Served((), left_out))
