@@ -172,7 +172,7 @@ def summary_of(done: Audit) -> str:
         return ""
     told = "; ".join(f"{one.path} {one.detail}" for one in left[:_NAMED])
     more = f"; and {len(left) - _NAMED} more" if len(left) > _NAMED else ""
-    return f"{len(left)} finding{'s' * (len(left) > 1)}: {told}{more}"
+    return " ".join(f"{len(left)} finding{'s' * (len(left) > 1)}: {told}{more}".split())
 
 
 def run(params: dict, check_mode: bool) -> dict:

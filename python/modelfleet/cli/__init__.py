@@ -26,6 +26,8 @@ VERBS = {
     "plan": "Show what apply would change and fetch.",
     "probe": "Show the hardware of the hosts.",
     "verify": "Prove that the models run, and show the proofs.",
+    "audit": "Hash every published file again, and repair what is broken.",
+    "prune": "Show, and with --yes remove, what no wish keeps.",
     "lock": "Pin what the catalog's sources hold, or tell what has moved there.",
     "inspect": "Judge and describe a model file, or refuse it.",
     "estimate": "Tell the memory that a model needs, by device.",

@@ -125,10 +125,10 @@ class View(NamedTuple):
         elif look.sha256 is None:
             yield finding(CHANGED, f"has {status.st_size} bytes, {record.size} were published")
         elif look.sha256 != record.sha256:
-            yield finding(CHANGED, f"has sha256 {look.sha256}, {record.sha256} was published")
+            yield finding(CHANGED, f"has sha256 {_short(look.sha256)}, {_short(record.sha256)} was published")
         pin = self.wished.get(path)
         if pin is not None and pin.sha256 is not None and pin.sha256 != record.sha256:
-            yield finding(OUTDATED, f"was published with sha256 {record.sha256}, the lock pins {pin.sha256}")
+            yield finding(OUTDATED, f"has sha256 {_short(record.sha256)}, the lock pins {_short(pin.sha256)}")
         yield from self._of_stat(path, record.model, status, FILE_MODE)
 
     def _of_stat(self, path: str, model: Optional[str], status: os.stat_result, mode: int) -> Iterator[Finding]:
@@ -216,6 +216,11 @@ def audit(
                     findings, changed = repair(view, findings, progress)
     hashed = sum(look.status.st_size for look in view.looks.values() if look.sha256 and look.status)
     return Audit(tuple(findings), len(view.manifest), hashed, tuple(touched), changed)
+
+
+def _short(sha256: str) -> str:
+    """Return what people compare of a digest."""
+    return f"{sha256[:16]}..."
 
 
 def _sizes(manifest: Manifest, wished: Mapping[str, PinnedFile]) -> List[Tuple[str, int]]:

@@ -101,13 +101,15 @@ def look_at(store_path: str, sizes: Iterable[Tuple[str, int]], progress: Progres
     try:
         for thread in threads:
             while thread.is_alive():
-                thread.join(_SHOW_SECONDS)
                 progress.update(step, None, min(sum(done), total), total, "bytes")
+                thread.join(_SHOW_SECONDS)
     except BaseException as error:
         failures.append(error)
         raise
     if failures:
         raise failures[0]
+    if threads:
+        progress.update(step, None, total, total, "bytes")
     return found
 
 

@@ -130,9 +130,9 @@ class TestFindings:
         conceal(store, owner, name)
         done = look()
         assert told(done) == [("changed", name)] and done.touched == ()
-        found = hashlib.sha256((store / name).read_bytes()).hexdigest()
-        published = hashlib.sha256(CONTENTS[name]).hexdigest()
-        assert done.findings[0].detail == f"has sha256 {found}, {published} was published"
+        found = hashlib.sha256((store / name).read_bytes()).hexdigest()[:16]
+        published = hashlib.sha256(CONTENTS[name]).hexdigest()[:16]
+        assert done.findings[0].detail == f"has sha256 {found}..., {published}... was published"
 
     @pytest.mark.parametrize("change", [-1, 1])
     def test_another_size_is_not_even_read(self, look: Callable[..., Audit], store: Path, change: int) -> None:
@@ -220,7 +220,7 @@ class TestFindings:
         wishes = wished(plan)
         wishes[NAME] = wishes[NAME]._replace(sha256="0" * 64)
         done = look(wishes=wishes)
-        assert told(done) == [("outdated", NAME)] and f"the lock pins {'0' * 64}" in done.findings[0].detail
+        assert told(done) == [("outdated", NAME)] and f"the lock pins {'0' * 16}..." in done.findings[0].detail
 
     def test_what_is_wished_and_not_published(self, look: Callable[..., Audit], plan: HostPlan, store: Path) -> None:
         wishes = wished(plan)
