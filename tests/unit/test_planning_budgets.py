@@ -35,7 +35,12 @@ def rooms(machine: Machine) -> dict[str, float | None]:
         (profile(card(12), card(24)), {"GPU0": 11, "GPU1": 23, "CPU": 28}),
         # Smaller than its headroom: no budget, no device.
         (profile(card(0.5)), {"CPU": 28}),
-        (profile({"vendor": "intel", "name": "Arc", "memory": {"total_bytes": 16 * GIB}}), {"CPU": 28}),
+        (profile({"vendor": "intel", "name": "Arc", "memory": {"total_bytes": 16 * GIB}}), {"GPU0": 15, "CPU": 28}),
+        # Graphics in a processor, of which AMD's may have some memory set aside.
+        (profile({"vendor": "intel", "name": "UHD", "memory": {"unified": True}}), {"CPU": 28}),
+        (profile({"vendor": "intel", "name": "UHD", "memory": {}}), {"CPU": 28}),
+        (profile({"vendor": "amd", "memory": {"unified": True, "total_bytes": 8 * GIB}}), {"CPU": 28}),
+        (profile({"vendor": "other", "name": "ASPEED", "memory": {}}), {"CPU": 28}),
         (profile({"vendor": "apple", "memory": {"unified": True}}, memory=16), {"GPU0": 9.67, "CPU": 12}),
         (profile({"vendor": "apple", "memory": {"unified": True}}, memory=64), {"GPU0": 47, "CPU": 60}),
         (
@@ -69,9 +74,18 @@ def test_a_card_that_a_virtual_machine_has() -> None:
 
 
 def test_one_backend_serves() -> None:
-    amd = {"vendor": "amd", "name": "RX", "memory": {"total_bytes": 16 * GIB}}
-    assert list(rooms(read(profile(card(12), amd)))) == ["GPU1", "CPU"]
-    assert list(rooms(read(profile(card(12), card(12), amd)))) == ["GPU0", "GPU1", "CPU"]
+    amd = {"vendor": "amd", "name": "RX", "memory": {"total_bytes": 16 * GIB, "unified": False}}
+    intel = {"vendor": "intel", "name": "Arc", "memory": {"total_bytes": 48 * GIB, "unified": False}}
+    assert list(rooms(read(profile(card(12), card(12), amd)))) == ["GPU2", "CPU"]
+    assert list(rooms(read(profile(card(12), card(24), amd)))) == ["GPU0", "GPU1", "CPU"]
+    assert list(rooms(read(profile(card(12), intel)))) == ["GPU0", "CPU"]
+    assert [one.backend for one in read(profile(intel)).accelerators] == ["vulkan"]
+
+
+def test_a_card_that_no_runtime_serves() -> None:
+    machine = read(profile(card(12, name="Tesla K80", compute_capability="3.7")))
+    assert machine.accelerators == () and not machine.provisional
+    assert machine.warnings == ("GPU0 (Tesla K80) is from before Maxwell, which no CUDA in use serves",)
 
 
 def test_slices_are_budgets_of_their_own() -> None:

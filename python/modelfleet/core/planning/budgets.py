@@ -5,12 +5,14 @@ Capacity never depends on what happens to be free: a served model or an open des
 
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
+from ..hardware.nvidia_cards import OLDER, flavour_of_card
 from ..units import GIB
 from .document import Budget
 
 CPU = "CPU"
-BACKENDS = {"nvidia": "cuda", "amd": "rocm", "apple": "metal"}
-"""The vendors whose GPUs this project has a runtime for, and llama.cpp's backend for each."""
+BACKENDS = {"nvidia": "cuda", "amd": "rocm", "apple": "metal", "intel": "vulkan"}
+"""llama.cpp's backend for each vendor's GPUs. Graphics in a processor of AMD's or Intel's are left out: too slow."""
+_LAST_RESORT = "vulkan"
 # Metal's recommendedMaxWorkingSetSize where iogpu.wired_limit_mb is not set, as llama.cpp logs it (ggml-metal): 2/3 of
 # main memory up to 32 GiB (11453.25 MB of 16 GiB, 22906.50 MB of 32 GiB), 3/4 above (51539.61 MB of 64 GiB).
 APPLE_SMALL_BYTES = 32 * GIB
@@ -72,12 +74,18 @@ def _budgets(
     mig = _part(card, "mig")
     if mig.get("enabled") is True:
         return _slices(device, name, backend, mig, headroom, warnings)
+    if backend == "cuda" and flavour_of_card(card) == OLDER:
+        warnings.append(f"{device} ({name}) is from before Maxwell, which no CUDA in use serves")
+        return []
     memory = _part(card, "memory")
+    integrated = backend in ("rocm", _LAST_RESORT) and memory.get("unified") is True
+    if integrated or (backend == _LAST_RESORT and _bytes(memory, "total_bytes") is None):
+        return []
     free_now = _bytes(memory, "free_bytes")
     if free_now is not None:
         free[device] = free_now
     own = _bytes(memory, "budget_bytes") or _bytes(memory, "total_bytes")
-    if memory.get("unified") is True or card["vendor"] == "apple":
+    if memory.get("unified") is True or backend == "metal":
         return [_unified(device, name, backend, own, cpu, headroom)]
     return [Budget(device, name, backend, own, headroom, _minus(own, headroom))]
 
@@ -119,12 +127,10 @@ def _slices(
 
 
 def _one_backend(budgets: List[Budget]) -> Tuple[Budget, ...]:
-    totals: Dict[str, int] = {}
-    for budget in budgets:
-        totals[budget.backend] = totals.get(budget.backend, 0) + (budget.budget_bytes or 0)
-    # A build of llama.cpp serves one backend: that with most memory; of equals the first.
-    chosen = max(totals, key=lambda backend: totals[backend]) if totals else ""
-    return tuple(budget for budget in budgets if budget.backend == chosen)
+    """A build of llama.cpp serves one backend: that of the largest card; Vulkan where there is no other."""
+    usual = [budget for budget in budgets if budget.backend != _LAST_RESORT] or budgets
+    largest = max(usual, key=lambda budget: budget.budget_bytes or 0, default=None)
+    return tuple(budget for budget in budgets if largest is not None and budget.backend == largest.backend)
 
 
 def _minus(capacity: Optional[int], headroom: int) -> Optional[int]:
