@@ -5,17 +5,19 @@ What fits together is stated here anew, from the packages' metadata and the vend
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from modelfleet.core.errors import StackError
 from modelfleet.core.runtime.resolver.flags import checked_arguments
 from modelfleet.core.runtime.resolver.settings import StackSettings
 from modelfleet.core.runtime.resolver.stack import Stack, resolve_stack, stack_to_dict
-from support.machines import MODERN
+from support.machines import MODERN, machine, nvidia
 
 # Python's first and last version with wheels, by package version.
 PYTHONS = {
@@ -53,6 +55,10 @@ DRIVER_FLOOR = {12: 525, 13: 580}
 CODE = {12: "5.0 6.0 7.0 7.5 8.0 8.6 9.0", 13: "7.5 8.0 8.6 9.0 10.0 12.0"}
 CAPABILITIES = "3.5 5.0 5.2 6.0 6.1 7.0 7.2 7.5 8.0 8.6 8.7 8.9 9.0 10.0 10.3 11.0 12.0 12.1 13.0"
 TARGETS = "gfx803 gfx900 gfx906 gfx908 gfx90a gfx942 gfx1010 gfx1030 gfx1031 gfx1032 gfx1036 gfx1100 gfx1151 gfx1201"
+
+DRIVERS = ("418.43", "470.256.02", "525.60.13", "550.1", "570.1", "575.1", "580.9", "610.1")
+# The least branch that knows a card: that of the first toolkit that does (CUDA Toolkit Release Notes).
+FIRST_BRANCH = {"10.0": 570, "12.0": 570, "10.3": 575, "12.1": 575, "11.0": 580}
 
 NOISE = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.lists(st.text(max_size=3), max_size=2)
@@ -94,7 +100,7 @@ def profiles(wild: bool) -> st.SearchStrategy[dict[str, Any]]:
         ),
         record(not wild, vendor=st.sampled_from(["intel", "apple", "other"]), name=st.just("card e"), memory=memory),
     ]
-    versions = st.sampled_from([None, "418.43", "470.256.02", "525.60.13", "550.1", "570.1", "575.1", "580.9", "610.1"])
+    versions = st.sampled_from([None, *DRIVERS])
     return record(
         not wild,
         accelerators=some(st.lists(some(st.one_of(*cards)), max_size=3)),
@@ -130,11 +136,11 @@ def profiles(wild: bool) -> st.SearchStrategy[dict[str, Any]]:
 
 WISHES = st.builds(
     StackSettings,
-    profiles=st.lists(st.sampled_from(["gguf", "torch", "diffusion", "embeddings", "onnx"]), unique=True).map(tuple),
+    profiles=st.sampled_from([("gguf",), ("torch", "gguf"), ("onnx",), ("diffusion", "embeddings", "onnx", "gguf")]),
     backend=st.sampled_from(["", "", "", "cuda", "rocm", "metal", "vulkan", "cpu"]),
     python=st.sampled_from(["", "", "3.10", "3.12", "3.15"]),
     driver_branch=st.sampled_from([0, 0, 535, 580]),
-    libc=st.sampled_from(["", "glibc2.17", "glibc2.28", "glibc2.39", "musl1.2"]),
+    libc=st.sampled_from(["", "", "", "glibc2.17", "glibc2.28", "glibc2.39", "musl1.2"]),
     upstream_wheels=st.booleans(),
 )
 
@@ -204,7 +210,38 @@ def assert_fits(stack: Stack, profile: dict[str, Any]) -> None:
         assert all(branch >= DRIVER_FLOOR[major] for major in majors)
 
 
-@settings(max_examples=200, deadline=None)
+# What is never served: cards older than Maxwell, newer than this release, and what PyTorch has no code for.
+@pytest.mark.parametrize(
+    ("profiles", "python", "never"),
+    [
+        (("gguf",), "3.12", "3.5 13.0"),
+        (("gguf", "torch", "onnx"), "3.12", "3.5 13.0 11.0"),
+        (("gguf", "torch", "onnx"), "3.10", "3.5 13.0 11.0 10.0 10.3 12.0 12.1"),
+    ],
+)
+@pytest.mark.parametrize("flavour", ["open", "proprietary", None])
+def test_all_pairs_of_cards_under_all_drivers(
+    flavour: str | None, profiles: tuple[str, ...], python: str, never: str
+) -> None:
+    wishes = StackSettings(profiles=profiles, python=python)
+    served: set[str] = set()
+    for pair in itertools.combinations_with_replacement(CAPABILITIES.split(), 2):
+        for driver in DRIVERS:
+            profile = machine(*map(nvidia, pair), driver=driver, flavour=flavour)
+            try:
+                stack = resolve_stack(profile, wishes)
+            except StackError as error:
+                assert error.cure
+                continue
+            assert_fits(stack, profile)
+            if stack.backend == "cuda":
+                told = {name.partition(" ")[2] for name in stack.devices}
+                assert all(numbers(driver)[0] >= FIRST_BRANCH.get(capability, 525) for capability in told)
+                served |= told
+    assert served == set(CAPABILITIES.split()) - set(never.split())
+
+
+@settings(max_examples=300, deadline=None)
 @given(profiles(wild=False), WISHES)
 def test_the_parts_of_a_stack_fit_together(profile: dict[str, Any], wishes: StackSettings) -> None:
     try:
