@@ -51,8 +51,13 @@ class Hub:
     """
 
     def __init__(self, environment: Mapping[str, str], warn: Callable[[str], None]) -> None:
-        import huggingface_hub
-        from huggingface_hub.utils.tqdm import disable_progress_bars
+        try:
+            import huggingface_hub
+            from huggingface_hub.utils.tqdm import disable_progress_bars
+        except ImportError:
+            raise ConfigurationError(
+                "huggingface_hub is not installed", 'install the controller\'s packages: pip install -e ".[controller]"'
+            ) from None
 
         self.endpoint = (environment.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
         parts = urllib.parse.urlsplit(self.endpoint)

@@ -49,6 +49,10 @@ def catalog(shipped: list[dict[str, Any]], lock: dict[str, Any]) -> Catalog:
     return read_catalog(shipped, lock)
 
 
+def test_every_id_is_there_once(shipped: list[dict[str, Any]], catalog: Catalog) -> None:
+    assert [entry["id"] for entry in shipped] == list(catalog.entries)
+
+
 def test_every_model_of_the_tutorial_lies_where_it_says(catalog: Catalog) -> None:
     for category, names in {**CHAT, **OTHERS}.items():
         for name in names:

@@ -211,6 +211,18 @@ class TestLock:
         assert result.exit_code == 0 and "tiny.q8_0.gguf: commit" in result.stdout
         assert pinned(tmp_path, "encoder", "fp32") == before
 
+    def test_a_shape_that_was_read_otherwise(self, lock: Lock, tmp_path: Path) -> None:
+        lock("tiny")
+        first = (tmp_path / "lock.json").read_bytes()
+        (tmp_path / "lock.json").write_bytes(first.replace(b'"layers": 1', b'"layers": 2'))
+        result = lock("tiny")
+        assert "tiny.q8_0.gguf: shape as read before -> as read now" in result.stdout
+        assert (tmp_path / "lock.json").read_bytes() == first
+
+    def test_without_the_controllers_packages(self, lock: Lock, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+        assert "huggingface_hub is not installed; install the controller's packages" in failed(lock("tiny"))
+
     def test_as_json(self, lock: Lock, tmp_path: Path) -> None:
         answer = json.loads(lock("tiny", "--json").stdout)
         assert (
