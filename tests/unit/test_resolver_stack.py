@@ -249,6 +249,9 @@ class TestDriver:
         assert stack_of(profile, profiles=("gguf",)).backend == "cuda"
         with pytest.raises(StackError, match=r"no code for all of these cards.*580"):
             stack_of(profile, profiles=("torch",))
+        # Jetson Thor: a newer driver would not help.
+        with pytest.raises(StackError, match=r"no code for all of these cards.*; wish the profile gguf alone"):
+            stack_of(machine(nvidia("11.0"), architecture="aarch64"), profiles=("torch",))
 
 
 class TestMixed:

@@ -45,6 +45,12 @@ class Choice(NamedTuple):
         """Return the compute capabilities of the cards that are served, each once, in order."""
         return tuple(sorted({one.capability for one in self.served.cards if one.capability is not None}))
 
+    @property
+    def branch(self) -> int:
+        """Return the branch of NVIDIA's driver that was counted with, 0 where there is none."""
+        numbers = version_numbers(self.driver)
+        return numbers[0] if numbers else 0
+
 
 class Host(NamedTuple):
     """What of a profile decides: ``machine`` is x86_64 or aarch64, ``darwin`` a Mac, else Linux."""

@@ -163,7 +163,7 @@ def _line_of(choice: Choice, kind: str) -> Optional[cuda.Line]:
 
 def _why_not_newest(choice: Choice) -> str:
     floor = cuda.DRIVER_FLOORS[CUDA_13]
-    if version_numbers(choice.driver)[0] < floor:
+    if choice.branch < floor:
         return f"CUDA 12 because of driver {choice.driver}: CUDA 13 needs branch {floor} or newer"
     return "CUDA 12 because of the Python: CUDA 13's packages need 3.11 or newer"
 
@@ -192,9 +192,11 @@ def _refuse_platform(host: Host, settings: StackSettings, choice: Choice) -> Non
         )
     if not choice.kinds:
         names = " and ".join(f"CUDA {cuda.MAJORS[one.kind]}" for one in choice.lines)
+        floor = cuda.DRIVER_FLOORS[CUDA_13]
+        newer = f"install NVIDIA's driver of branch {floor} or newer, or " if choice.branch < floor else ""
         raise StackError(
             f"PyTorch's wheels of {names} have no code for all of these cards: {choice.reason}",
-            f"install NVIDIA's driver of branch {cuda.DRIVER_FLOORS[CUDA_13]} or newer, or wish the profile gguf alone",
+            f"{newer}wish the profile gguf alone",
         )
 
 
@@ -253,7 +255,7 @@ def _llama(host: Host, choice: Choice, line: Optional[cuda.Line], settings: Stac
         architectures = ";".join(map(cuda.architecture, choice.capabilities))
         arguments += ["-DGGML_CUDA=ON", f"-DCMAKE_CUDA_ARCHITECTURES={architectures}", _NO_NCCL]
         toolkit = f"CUDA toolkit >={line.toolkit[0]}.{line.toolkit[1]},<{line.below}"
-        tag = cuda.wheel_tag(line, choice.capabilities, version_numbers(choice.driver)[0])
+        tag = cuda.wheel_tag(line, choice.capabilities, choice.branch)
     elif choice.backend == "rocm":
         arguments += ["-DGGML_HIP=ON", f"-DGPU_TARGETS={';'.join(choice.served.targets)}"]
         toolkit, tag = f"ROCm >={_LEAST_ROCM} with hipBLAS and rocBLAS", "rocm72"
