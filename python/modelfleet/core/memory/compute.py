@@ -19,9 +19,13 @@ ROTATION = 64
 
 
 class Run(NamedTuple):
-    """What decides the sizes of a graph beside the model: tokens of a micro batch, the cache's cells and types."""
+    """What decides the sizes of a graph beside the model.
+
+    A micro batch has ``tokens``, of which ``outputs`` have logits; then the cache's cells and types.
+    """
 
     tokens: int
+    outputs: int
     held: Cells
     flash: bool
     kind_k: str
@@ -35,6 +39,8 @@ _PARALLEL = frozenset(("falcon", "phi2", "command-r", "cohere2", "cohere2moe", "
 _NO_ROTATION = frozenset(
     ("gpt2", "bloom", "mpt", "starcoder", "refact", "jamba", "granitehybrid", "nemotron_h", "jais")
 )
+# What goes around a block is the first operand where both are added, and so gives its place to the sum.
+_RESIDUAL_FIRST = frozenset(("jamba", "lfm2", "lfm2moe", "mamba"))
 # The tokens whose logits are wanted are picked after the last layer, not inside it.
 _OUTPUTS_LAST = frozenset(
     (
@@ -170,6 +176,7 @@ class _Builder:
         if output:
             if self.architecture in _OUTPUTS_LAST:
                 graph.keep(current)
+                self._only_outputs()
                 current = graph.new(self.width, current, outputs)
             normed = graph.new(self.width, current) if shape.layer_norm else graph.over(self.width, current)
             graph.new(self.row * shape.vocabulary_size, normed)
@@ -209,9 +216,10 @@ class _Builder:
         if self.architecture in _PARALLEL:
             attended = self._attention(layer, normed, positions)
             if outputs >= 0:
+                self._only_outputs()
                 normed = graph.new(self.width, normed, outputs)
             result = self._feed_forward(layer, normed)
-            mixed = graph.new(self.width, attended)
+            mixed = graph.new(4 * self.run.tokens * shape.embedding_length, attended)
             if outputs >= 0:
                 mixed = graph.new(self.width, mixed, outputs)
             result = graph.over(self.width, result, mixed)
@@ -224,16 +232,23 @@ class _Builder:
         if mixed < 0:
             mixed = normed
         if outputs >= 0:
+            self._only_outputs()
             mixed = graph.new(self.width, mixed, outputs)
             current = graph.new(self.width, current, outputs)
-        inner = graph.over(self.width, mixed, current)
+        first = self.architecture in _RESIDUAL_FIRST
+        inner = graph.over(self.width, current, mixed) if first else graph.over(self.width, mixed, current)
         if not shape.feed_forward_length and not shape.experts:
             return inner
         normed = graph.new(self.width, inner)
         result = self._feed_forward(layer, normed)
-        if self.architecture == "phi3":
+        if first or self.architecture == "phi3":
             return graph.over(self.width, inner, result)
         return graph.over(self.width, result, inner)
+
+    def _only_outputs(self) -> None:
+        """From here on only the tokens whose logits are wanted are computed."""
+        self.row = 4 * self.run.outputs
+        self.width = self.row * self.shape.embedding_length
 
     def _recurrence(self, normed: int) -> int:
         """Return the result of a state-space or short-convolution mixer (src/models/mamba-base.cpp, lfm2.cpp)."""

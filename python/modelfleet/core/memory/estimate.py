@@ -181,7 +181,7 @@ def _run(shape: ModelShape, options: EstimateOptions, flash: bool) -> Tuple[Run,
     # A batch is divided evenly among the sequences.
     tokens = padded_to(micro, options.parallel)
     cache = cache_bytes(shape, held, options.kv_type_k, options.kv_type_v, flash, options.parallel)
-    return Run(tokens, held, flash, options.kv_type_k, options.kv_type_v, options.parallel), cache
+    return Run(tokens, micro, held, flash, options.kv_type_k, options.kv_type_v, options.parallel), cache
 
 
 def check(shape: ModelShape, options: EstimateOptions, shares: Sequence[DeviceShare]) -> None:
