@@ -7,7 +7,7 @@ Each contestant fetches the same file over loopback, in turn, ``--runs`` times:
 - ``curl, openssl, sync``: the same bytes, then ``openssl dgst -sha256`` and ``sync -d``
 - ``aria2c``: with its checksum option
 - ``get_url``: Ansible's module, with its checksum option
-- ``hf`` and ``ours, hub``: ``hf download`` and modelfleet's fetch from the tests' Hub server, which is Python and slower
+- ``hf`` and ``ours, hub``: ``hf download`` and modelfleet's fetch, both from the tests' Hub server, which is Python
 
 The others are served by nginx. Needs nginx, curl, aria2c and openssl (Debian's packages nginx-light, curl, aria2,
 openssl) and installs nothing: what is missing is left out and said. ``--rate`` limits each of nginx's connections.
@@ -20,6 +20,7 @@ import hashlib
 import os
 import resource
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -38,14 +39,18 @@ from support.hub import serve  # noqa: E402
 TOOLS = Path(sys.executable).parent
 REPOSITORY, NAME = "benchmark/model", "model.gguf"
 OURS = """
-import os, sys
+import os, sys, time
 from modelfleet.core.fetch.settings import FetchSettings
 from modelfleet.core.fetch.transfer import fetch
 from modelfleet.core.jobs import Progress
 from modelfleet.core.pins import PinnedFile
 source, size, sha256, folder = sys.argv[1:]
-settings = FetchSettings.from_environment(os.environ)
-fetch(PinnedFile("chat/7b/model.gguf", source, int(size), sha256, None), folder, settings, Progress())
+class Watch(Progress):
+    def update(self, step, item=None, done=None, total=None, unit=None):
+        self.last = time.perf_counter()
+settings, watch = FetchSettings.from_environment(os.environ), Watch()
+fetch(PinnedFile("chat/7b/model.gguf", source, int(size), sha256, None), folder, settings, watch)
+print(time.perf_counter() - watch.last)
 """
 NGINX = """
 worker_processes 1;
@@ -94,15 +99,15 @@ def make_file(path: Path, size: int) -> str:
     return digest.hexdigest()
 
 
-def measure(commands: list[list[str]], environment: dict[str, str]) -> tuple[float, float]:
-    """Run ``commands`` one after another and return wall time and processor time in seconds."""
+def measure(commands: list[list[str]], environment: dict[str, str]) -> tuple[float, float, str]:
+    """Run ``commands`` one after another; returns wall and processor time in seconds, and what the last one said."""
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     for command in commands:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             sys.exit(f"{' '.join(command)} failed: {done.stderr.strip() or done.stdout.strip()}")
     wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
-    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done.stdout
 
 
 def contestants(url: str, source: str, size: int, sha256: str) -> dict[str, Callable[[str], list[list[str]]]]:
@@ -140,7 +145,7 @@ def contestants(url: str, source: str, size: int, sha256: str) -> dict[str, Call
 
 def compare(folder: Path, runs: int, commands: dict[str, Callable[[str], list[list[str]]]], endpoint: str) -> None:
     """Let all contestants take turns in ``folder`` and print a table."""
-    results: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
+    results: dict[str, list[tuple[float, float, str]]] = {name: [] for name in commands}
     for number in range(runs + 1):
         for name, command in commands.items():
             with tempfile.TemporaryDirectory(dir=folder) as place:
@@ -153,14 +158,18 @@ def compare(folder: Path, runs: int, commands: dict[str, Callable[[str], list[li
                     results[name].append(seconds)
         # What one contestant left to be written is not paid for by the next.
         os.sync()
-    ours = {name: statistics.median(wall for wall, _ in results[name]) for name in ("ours", "ours, hub")}
+    ours = {name: statistics.median(wall for wall, *_ in results[name]) for name in ("ours", "ours, hub")}
     print(f"\n{folder}\n{'':22}wall: median    min    max   processor   against ours")  # noqa: T201
     for name, seconds in results.items():
-        walls, median = [wall for wall, _ in seconds], statistics.median(wall for wall, _ in seconds)
+        walls = [wall for wall, *_ in seconds]
+        median = statistics.median(walls)
         rival = ours["ours, hub" if name == "hf" else "ours"]
-        processor = statistics.median(used for _, used in seconds)
+        processor = statistics.median(used for _, used, _ in seconds)
         wall = f"{median:6.2f} {min(walls):6.2f} {max(walls):6.2f}"
         print(f"{name:22}      {wall}      {processor:6.2f}         {median / rival:5.2f}")  # noqa: T201
+
+    lags = [float(said) for _, _, said in results["ours"]]
+    print(f"ours: verdict and sync {statistics.median(lags):.2f} s after the last byte, at most {max(lags):.2f}")  # noqa: T201
 
 
 def main() -> None:
@@ -173,6 +182,8 @@ def main() -> None:
     parser.add_argument("--rate", help="of each connection to nginx, as 25m for 25 MiB/s")
     parser.add_argument("--only", action="append", help="compare these only, besides ours")
     arguments = parser.parse_args()
+    # The server and the file go, too, where somebody ends this.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     if find("nginx") is None:
         sys.exit("nginx is missing: install Debian's package nginx-light")
     size = arguments.mebibytes * 1024 * 1024

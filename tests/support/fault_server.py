@@ -75,7 +75,10 @@ GOOD = Act()
 class FaultServer(http.server.ThreadingHTTPServer):
     """Serves ``content`` under every path. ``acts`` are used up in turn, by path; then all goes well.
 
-    ``requests`` are the paths and headers that it was asked with, ``sent`` counts the bytes of bodies.
+    Requests for a range that has an end use up ``segment_acts``.
+
+    ``requests`` are the paths and headers that it was asked with, ``sent`` counts the bytes of bodies,
+    ``most_at_once`` the requests that were answered at the same time.
     """
 
     daemon_threads = True
@@ -86,9 +89,11 @@ class FaultServer(http.server.ThreadingHTTPServer):
         super().__init__((address, 0), _Handler)
         self.content = content
         self.acts = list(acts)
+        self.segment_acts: list[Act] = []
         self.by_path: dict[str, list[Act]] = {}
         self.requests: list[tuple[str, dict[str, str]]] = []
         self.sent = 0
+        self.now = self.most_at_once = 0
         self.lock = threading.Lock()
         self.ended = threading.Event()
         self.scheme = "http"
@@ -113,8 +118,10 @@ class FaultServer(http.server.ThreadingHTTPServer):
         """Return what ranges were asked for, in turn."""
         return [headers.get("Range") for _, headers in self.requests]
 
-    def next_act(self, path: str) -> Act:
-        """Return what is to be done now."""
+    def next_act(self, path: str, asked: str | None) -> Act:
+        """Return what is to be done now, for a request of ``path`` and a range."""
+        if asked and not asked.endswith("-"):
+            return self.segment_acts.pop(0) if self.segment_acts else GOOD
         acts = self.by_path.get(path.split("?")[0], self.acts)
         return acts.pop(0) if acts else GOOD
 
@@ -128,8 +135,18 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         with self.server.lock:
+            self.server.now += 1
+            self.server.most_at_once = max(self.server.most_at_once, self.server.now)
+        try:
+            self._answer()
+        finally:
+            with self.server.lock:
+                self.server.now -= 1
+
+    def _answer(self) -> None:
+        with self.server.lock:
             self.server.requests.append((self.path, dict(self.headers)))
-            act = self.server.next_act(self.path)
+            act = self.server.next_act(self.path, self.headers.get("Range"))
         self.close_connection = True
         if act.garbage is not None:
             self.wfile.write(act.garbage)
@@ -165,11 +182,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         condition = self.headers.get("If-Range")
         fresh = condition is None or not act.if_range or condition in (act.etag, act.modified)
         if asked and act.ranges and fresh:
-            start = int(asked.removeprefix("bytes=").rstrip("-")) + act.shift
+            first, _, last = asked.removeprefix("bytes=").partition("-")
+            start = int(first) + act.shift
             if start >= total:
                 self._head(416, {"Content-Range": f"bytes */{total}", "Content-Length": "0"}, act)
                 return
-            end = total if act.most is None else min(total, start + act.most)
+            end = min(total, int(last) + 1 + act.shift) if last else total
+            end = end if act.most is None else min(end, start + act.most)
             content, status = content[start:end], 206
             said = start + act.said_shift
             headers["Content-Range"] = f"bytes {said}-{said + len(content) - 1}/{total}"

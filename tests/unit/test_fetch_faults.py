@@ -222,6 +222,12 @@ class TestLies:
         with fault_server(CONTENT, *[Act(length=length)] * 9) as server:
             assert "expected 9449529 bytes" in str(refused(pinned(server), temporary, IntegrityError))
 
+    @pytest.mark.parametrize("value", ["9" * 5000, "-1", "1e3", "", "0x10", "5, 5"])
+    def test_a_content_length_that_is_none(self, temporary: Path, value: str) -> None:
+        """It counts as untold: the body is read to its end."""
+        with fault_server(CONTENT, Act(headers={"Content-Length": value})) as server:
+            assert get(pinned(server), temporary) == CONTENT
+
     def test_an_endless_body_is_left_at_one_byte_too_many(self, temporary: Path) -> None:
         with fault_server(CONTENT, Act(extra=40 * MIB, length="none")) as server:
             assert f"expected {len(CONTENT)} bytes, found more" in str(
@@ -380,6 +386,10 @@ class TestSlow:
             started = time.monotonic()
             assert "nothing came for too long" in str(refused(file, temporary))
             assert time.monotonic() - started < 10
+
+    def test_a_host_that_cannot_be(self, temporary: Path) -> None:
+        file = PinnedFile("chat/7b/x", f"http://{'x' * 64}.example/x", 5, "0" * 64, None)
+        assert "its host has no valid name" in str(refused(file, temporary))
 
     def test_nobody_there(self, temporary: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:

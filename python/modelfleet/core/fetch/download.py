@@ -17,8 +17,10 @@ from typing import Callable, List, NamedTuple, Optional, Sequence, Set
 
 from ..errors import FetchError, IntegrityError, ModelfleetError
 from ..jobs import Progress
+from . import lanes
 from .exchange import Answer, TryAgainError, open_answer
-from .hashing import BUFFER_BYTES, DiskThread, HashingThread
+from .hashing import DiskThread, HashingThread
+from .pace import Pace, RateLimit
 from .part import MARK_BYTES, Part
 from .settings import Credential, FetchSettings, plain_text
 
@@ -48,28 +50,6 @@ class Wanted(NamedTuple):
     sha256: Optional[str]
 
 
-class RateLimit:
-    """Sleeps so that no more than so many bytes a second come through it."""
-
-    def __init__(self, rate: Optional[float], sleep: Callable[[float], None]) -> None:
-        self._rate = rate
-        self._sleep = sleep
-        self._ahead = 0.0
-        self._last = time.monotonic()
-        # Small steps where the rate is small: a connection that is not read for long is closed by the other side.
-        self.step = BUFFER_BYTES if rate is None else max(1, min(BUFFER_BYTES, int(rate / 4)))
-
-    def passed(self, count: int) -> None:
-        """Take note of ``count`` bytes; returns when the next may come."""
-        if self._rate is None:
-            return
-        now = time.monotonic()
-        self._ahead = max(0.0, self._ahead - (now - self._last)) + count / self._rate
-        self._last = now
-        if self._ahead > 0:
-            self._sleep(self._ahead)
-
-
 class Download:
     """Fetches one file into its part; to be used once."""
 
@@ -93,6 +73,8 @@ class Download:
         self._without_ranges: Set[str] = set()
         # How many answers made what the part holds; an earlier run counts as one.
         self._pieces = 0
+        # Whether several connections may be tried: once, and not where the user limits the rate.
+        self._may_widen = settings.rate_limit is None
         self._highest = 0
         self._synced = 0
 
@@ -159,6 +141,7 @@ class Download:
                     )
                 # Which of the answers it was cannot be told: once more, from the beginning.
                 trouble = TryAgainError("its pieces do not make the pinned file", at_once=True)
+                self._may_widen = False
             except TryAgainError as error:
                 trouble = error
                 if self._begins_like_a_page():
@@ -208,7 +191,9 @@ class Download:
                 if validator:
                     self._part.remember(server, validator)
                 self._disk.reserve()
-                self._receive(answer, length)
+                rate = self._receive(answer, length, validator is not None and _takes_ranges(answer))
+            if rate is not None and validator is not None:
+                self._widen(upstream, validator, rate)
         except IntegrityError:
             raise
         except FetchError as error:
@@ -315,11 +300,14 @@ class Download:
             raise TryAgainError("it sends another part of the file than the one it was asked for", at_once=True)
         return None if said[3] == "*" else int(said[3])
 
-    def _receive(self, answer: Answer, length: Optional[int]) -> None:
-        """Write what comes until the file is whole; raises TryAgainError where it ends before that."""
+    def _receive(self, answer: Answer, length: Optional[int], may_widen: bool) -> Optional[float]:
+        """Write what comes until the file is whole; raises TryAgainError where it ends before that.
+
+        Returns the rate in bytes per second where it was left because several connections may be faster, else None.
+        """
         assert self._size is not None
         trouble: Optional[TryAgainError] = None
-        pace = _Pace(self._settings)
+        pace = Pace(self._settings)
         left = self._size - self._part.offset if length is None else min(length, self._size - self._part.offset)
         while left and trouble is None:
             buffer = self._hasher.buffer()
@@ -342,16 +330,81 @@ class Download:
                 self._hasher.put(buffer, filled)
             left -= filled
             self._limit.passed(filled)
-            self._highest = max(self._highest, self._part.offset)
-            self._progress.update(self._step, None, self._part.offset, self._size, "bytes")
-            if self._part.offset - self._synced >= SYNC_BYTES:
-                self._synced = self._part.offset
-                self._disk.sync()
+            self._told()
+            if may_widen and self._may_widen and trouble is None and pace.is_worth_widening(left):
+                return pace.rate
         if trouble is not None or self._part.offset < self._size:
             raise trouble or TryAgainError("the answer ended early")
         if length is None and answer.readinto(memoryview(bytearray(1))):
             self._restart()
             raise IntegrityError(self._wanted.name, f"{self._size} bytes", "more")
+        return None
+
+    def _told(self) -> None:
+        """Tell how far it is, and have it synced now and then."""
+        self._highest = max(self._highest, self._part.offset)
+        self._progress.update(self._step, None, self._part.offset, self._size, "bytes")
+        if self._part.offset - self._synced >= SYNC_BYTES:
+            self._synced = self._part.offset
+            self._disk.sync()
+
+    def _widen(self, upstream: Upstream, validator: str, rate: float) -> None:
+        """Go on over several connections, as long as more of them bring more than the ``rate`` before."""
+        assert self._size is not None
+        size = self._size
+        self._may_widen = False
+        self._pieces += 1
+
+        def fetch(offset: int, view: memoryview, stopped: Callable[[], bool]) -> None:
+            try:
+                self._fetch_range(upstream, validator, offset, view, stopped)
+            except FetchError as error:
+                # One connection will find out whether that is so for it, too.
+                raise TryAgainError(error.message, at_once=True) from None
+
+        def consume(view: memoryview) -> None:
+            while view:
+                buffer = self._hasher.buffer()
+                count = min(len(buffer), len(view))
+                buffer[:count] = view[:count]
+                try:
+                    self._disk.check()
+                    self._part.write(buffer[:count])
+                finally:
+                    self._hasher.put(buffer, count)
+                view = view[count:]
+            self._told()
+
+        for count in lanes.LANES:
+            started, before = time.monotonic(), self._part.offset
+            deadline = float("inf") if count == lanes.LANES[-1] else started + lanes.PROBE_SECONDS
+            lanes.run_lanes(fetch, count, before, size, consume, deadline)
+            found = (self._part.offset - before) / max(time.monotonic() - started, 1e-9)
+            if self._part.offset == size:
+                return
+            if found < rate * lanes.WORTH:
+                raise TryAgainError("more connections do not bring more", at_once=True)
+            rate = found
+
+    def _fetch_range(
+        self, upstream: Upstream, validator: str, offset: int, view: memoryview, stopped: Callable[[], bool]
+    ) -> None:
+        """Fill ``view`` from ``offset`` of the very version that ``validator`` names; touches nothing else."""
+        said = f"bytes {offset}-{offset + len(view) - 1}"
+        headers = {"Accept-Encoding": "identity", "Accept": "*/*", "If-Range": validator}
+        headers["Range"] = said.replace(" ", "=")
+        with open_answer(upstream.url, headers, self._settings, upstream.credential) as answer:
+            packed = (answer.headers.get("Content-Encoding") or "identity").strip().lower() != "identity"
+            if answer.status != 206 or answer.headers.get("Content-Range") != f"{said}/{self._size}" or packed:
+                raise TryAgainError("it does not give several ranges at once", at_once=True)
+            if _comparable(validator, answer) not in (None, validator):
+                raise TryAgainError("the file there has changed", at_once=True)
+            pace, filled = Pace(self._settings), 0
+            while filled < len(view) and not stopped():
+                count = pace.measure(answer, view[filled:])
+                if count == 0:
+                    raise TryAgainError("the connection ended early")
+                filled += count
 
     def _restart(self) -> None:
         """Begin with nothing, and wait until the hashing has let go of what there was."""
@@ -375,31 +428,6 @@ class Download:
         return FetchError(f"{self._wanted.name} from {upstream.label}: {reason}", cure)
 
 
-class _Pace:
-    """Tells when a connection is so slow that another would be better."""
-
-    def __init__(self, settings: FetchSettings) -> None:
-        self._window = settings.patience.stall_seconds
-        limit = settings.rate_limit
-        self._least = settings.patience.least_rate * self._window
-        if limit is not None:
-            self._least = min(self._least, limit * self._window / 4)
-        self._seconds = 0.0
-        self._bytes = 0
-
-    def measure(self, answer: Answer, view: memoryview) -> int:
-        """Read once. Only waiting for the network counts: a slow disk is no reason to change the connection."""
-        started = time.monotonic()
-        count = answer.readinto(view)
-        self._seconds += time.monotonic() - started
-        self._bytes += count
-        if self._seconds >= self._window:
-            if self._bytes < self._least:
-                raise TryAgainError(f"only {self._bytes} bytes came in {self._seconds:.0f} s")
-            self._seconds, self._bytes = 0.0, 0
-        return count
-
-
 def _fingerprint(upstream: Upstream) -> str:
     """Name a source in the journal without its address, which may be signed."""
     return hashlib.sha256(upstream.url.encode("utf-8", "surrogateescape")).hexdigest()[:16]
@@ -412,6 +440,10 @@ def _validator(answer: Answer) -> Optional[str]:
         return tag if re.fullmatch(r'"[\x21\x23-\x7e]{0,512}"', tag) else None
     date = (answer.headers.get("Last-Modified") or "").strip()
     return date if re.fullmatch(r"[A-Za-z0-9,: +-]{1,64}", date) else None
+
+
+def _takes_ranges(answer: Answer) -> bool:
+    return answer.status == 206 or "bytes" in (answer.headers.get("Accept-Ranges") or "").lower()
 
 
 def _comparable(known: str, answer: Answer) -> Optional[str]:

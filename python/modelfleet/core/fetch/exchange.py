@@ -10,6 +10,7 @@ import contextlib
 import encodings.idna
 import functools
 import http.client
+import re
 import socket
 import ssl
 import threading
@@ -23,6 +24,7 @@ REDIRECTS = 5
 _REDIRECT = frozenset((301, 302, 303, 307, 308))
 # Python loads it when a host name is first encoded; its files may be out of reach by then (core.privilege).
 _NEEDED_LATER = (encodings.idna,)
+_LENGTH = re.compile("[0-9]{1,19}")
 _SAFE = "!#$%&'()*+,/:;=?@[]~"
 
 
@@ -58,7 +60,7 @@ class Answer:
         self._response = response
         length = response.headers.get("Content-Length")
         chunked = "chunked" in (response.headers.get("Transfer-Encoding") or "").lower()
-        self.length = int(length) if length and length.isascii() and length.isdigit() and not chunked else None
+        self.length = int(length) if length and _LENGTH.fullmatch(length) and not chunked else None
         self._chunked = chunked
 
     def readinto(self, view: memoryview) -> int:
@@ -144,6 +146,8 @@ def _exchange(
         except OSError as error:
             where = f"the proxy {_host(proxy)}: " if proxy else ""
             raise TryAgainError(f"{where}no connection: {describe(error)}", connected=False) from None
+        except UnicodeError:
+            raise FetchError("its host has no valid name", "correct the source") from None
         stack.callback(plain.close)
         stopped = stack.enter_context(_deadline(plain, patience.head_seconds))
         try:
