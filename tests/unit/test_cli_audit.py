@@ -124,7 +124,7 @@ def test_audit_for_a_monitor(ansible: Ansible) -> None:
         "worse": False,
         "lost": None,
     }
-    assert audits["healed"]["findings"][0]["state"] == "fetched" and audits["bad"]["hashed_bytes"] == 98362432
+    assert audits["healed"]["findings"][0]["state"] == "repaired" and audits["bad"]["hashed_bytes"] == 98362432
 
 
 def test_a_host_that_answers_nonsense(ansible: Ansible) -> None:

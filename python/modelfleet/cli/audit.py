@@ -14,7 +14,7 @@ from .options import Options, pass_through
 from .session import answer_of, document, host_names, run_verb
 from .text import clean, count, say, say_json, table
 
-FETCHED = "fetched"
+REPAIRED = "repaired"
 
 
 @click.command()
@@ -50,9 +50,9 @@ def audit_of(result: RunResult, host: str) -> dict[str, Any] | None:
     findings = [dict(one) for one in said["findings"] if isinstance(one, dict)]
     for one in findings:
         if one.get("state") == "to fetch" and fetched:
-            one["state"] = FETCHED
+            one["state"] = REPAIRED
     names = ("store_path", "files", "hashed_bytes", "seconds", "touched")
-    clean_now = all(one.get("state") in ("repaired", FETCHED) for one in findings)
+    clean_now = all(one.get("state") == REPAIRED for one in findings)
     return {**{name: said.get(name) for name in names}, "findings": findings, "clean": clean_now}
 
 
@@ -73,6 +73,6 @@ def lines(host: str, audit: Mapping[str, Any] | None) -> Iterator[str]:
     rows = []
     for one in findings:
         state = clean(one.get("state", ""))
-        mark = click.style(state, fg="green" if state in ("repaired", FETCHED) else "red")
+        mark = click.style(state, fg="green" if state == REPAIRED else "red")
         rows.append([mark, clean(one.get("kind", "")), *(clean(one.get(key, "")) for key in ("path", "detail"))])
     yield from table(rows, indent="  ")
