@@ -16,9 +16,14 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 from fuzz.seeds import ARCHITECTURE, STRING, UINT32, gguf, pair, string, tensor
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from modelfleet.cli import main
 from modelfleet.core.catalog import read_catalog
+from modelfleet.core.errors import ModelfleetError
+from modelfleet.core.fetch.sources import HubSource, parse_source
 from modelfleet.core.memory.shape import shape_from_dict
+from modelfleet.hub import Hub
 from modelfleet.lockfile import read_lock, render, write_lock
 from support.hub import Handler, HubServer, serve
 from support.index import make_wheel
@@ -465,6 +470,34 @@ class TestEndpoint:
         hub.lie = lambda handler: "/cdn/" in handler.path and bool(handler.send_content(other, "x") or True)
         line = failed(lock("tiny"))
         assert "size: found" in line and "allowed" in line, line
+
+
+words = st.sampled_from(
+    ["type", "file", "directory", "path", "tiny-Q8_0.gguf", "oid", "size", "lfs", "sha", "id", "sha256"]
+)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | words | st.text(max_size=3),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(words, children, max_size=6),
+    max_leaves=12,
+)
+
+
+@given(
+    st.sampled_from(["/revision/", "/tree/"]), st.lists(values, max_size=2) | values, st.sampled_from([200, 404, 416])
+)
+@settings(max_examples=60, deadline=None)
+def test_no_answer_of_a_hub_ends_in_a_traceback(where: str, document: Any, status: int) -> None:
+    with serve() as server:
+        server.add("owner/tiny", FILES)
+        server.lie = lie(where, json.dumps(document).encode(), status)
+        source = parse_source("hf://owner/tiny/tiny-Q8_0.gguf")
+        assert isinstance(source, HubSource)
+        try:
+            found = Hub({"HF_ENDPOINT": server.endpoint}, lambda _: None).find(source)
+        except ModelfleetError as error:
+            assert str(error).isprintable()
+        else:
+            assert (found.size, found.sha256) == (len(GGUF), digest(GGUF))
 
 
 class TestCatalogFiles:
