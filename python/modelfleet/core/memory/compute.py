@@ -9,7 +9,7 @@ from operator import attrgetter
 from typing import Any, Dict, List, NamedTuple, Tuple
 
 from .allocator import Graph
-from .kv_cache import CACHE_TYPES, Cells
+from .kv_cache import CACHE_TYPES, Cells, widest_values
 from .shape import ModelShape
 
 CPU_ALIGNMENT = 32
@@ -160,11 +160,7 @@ class _Builder:
         self.indices: Dict[bool, Tuple[int, int]] = {}
         for sliding, cells in ((True, run.held.window), (False, run.held.full)):
             if cells and any(self._keeps(layer) and self._slides(layer) == sliding for layer in range(shape.layers)):
-                count = (
-                    1
-                    if run.flash
-                    else max(heads * self._value_length(layer) for layer, heads in enumerate(shape.heads_kv))
-                )
+                count = 1 if run.flash else widest_values(shape)
                 self.indices[sliding] = (self._input(8 * run.tokens), self._input(8 * run.tokens * count))
                 self.masks[sliding] = self._input(cells * run.tokens * (2 if run.flash else 4))
         outputs = self._input(self.row)

@@ -7,6 +7,7 @@ llama-kv-cache-iswa.cpp (windows), llama-memory-recurrent.cpp (states).
 from typing import Dict, NamedTuple, Tuple
 
 from ..errors import ConfigurationError
+from .architectures import HYBRID_BOTH
 from .shape import ModelShape
 
 # Elements and bytes of a block, of the types that a cache can have (llama.cpp's --cache-type-k).
@@ -58,48 +59,49 @@ def row_bytes(kind: str, elements: int) -> int:
     return elements // block * size
 
 
-def kept(shape: ModelShape, layer: int) -> bool:
-    """Return whether ``layer`` has keys and values of its own."""
-    if layer >= shape.cached_layers or layer >= shape.layers - shape.prediction_layers or not shape.heads_kv[layer]:
-        return False
-    return not (shape.recurrent_layers and shape.recurrent_layers[layer]) or shape.architecture == "falcon-h1"
-
-
 def cache_bytes(
     shape: ModelShape, held: Cells, kind_k: str, kind_v: str, flash: bool, parallel: int
 ) -> Tuple[int, ...]:
     """Return the bytes that each layer keeps: keys and values, or a state of fixed size for each sequence."""
-    rows: Dict[Tuple[int, bool], int] = {}
-    widest = 0
-    if not flash:
-        # Without flash attention values lie transposed, padded to the widest layer.
-        widest = max(
-            heads
-            * (
-                shape.value_length_sliding
-                if shape.sliding_layers and shape.sliding_layers[layer]
-                else shape.value_length
-            )
-            for layer, heads in enumerate(shape.heads_kv)
-        )
+    none = (False,) * shape.layers
+    sliding, recurrent = shape.sliding_layers or none, shape.recurrent_layers or none
+    last = min(shape.cached_layers, shape.layers - shape.prediction_layers)
+    both = shape.architecture in HYBRID_BOTH
+    state = shape.recurrent_bytes * parallel
+    known: Dict[Tuple[int, bool], int] = {}
     answer = []
-    for layer, heads in enumerate(shape.heads_kv):
+    for layer, kind in enumerate(zip(shape.heads_kv, sliding)):
         size = 0
-        if kept(shape, layer):
-            sliding = bool(shape.sliding_layers) and shape.sliding_layers[layer]
-            key = (heads, sliding)
-            if key not in rows:
-                k_length = shape.key_length_sliding if sliding else shape.key_length
-                v_length = shape.value_length_sliding if sliding else shape.value_length
-                # Flash attention reads a head at a time, so blocks must not cross heads.
-                for kind, length in ((kind_k, k_length), (kind_v, v_length)):
-                    row_bytes(kind, length if flash else heads * length)
-                row = row_bytes(kind_k, heads * k_length)
-                if not shape.latent_value_length:
-                    row += row_bytes(kind_v, heads * v_length if flash else widest)
-                rows[key] = row * (held.window if sliding else held.full) * held.streams
-            size = rows[key]
-        if shape.recurrent_layers and shape.recurrent_layers[layer]:
-            size += shape.recurrent_bytes * max(1, parallel)
-        answer.append(size)
+        recurs = recurrent[layer]
+        if kind[0] and layer < last and (both or not recurs):
+            found = known.get(kind)
+            if found is None:
+                cells_held = (held.window if kind[1] else held.full) * held.streams
+                found = known[kind] = _token_bytes(shape, *kind, kind_k, kind_v, flash) * cells_held
+            size = found
+        answer.append(size + state if recurs else size)
     return tuple(answer)
+
+
+def _token_bytes(shape: ModelShape, heads: int, sliding: bool, kind_k: str, kind_v: str, flash: bool) -> int:
+    """Return the bytes that a layer with so many KV heads keeps of one token. Raises ConfigurationError."""
+    k_length = shape.key_length_sliding if sliding else shape.key_length
+    v_length = shape.value_length_sliding if sliding else shape.value_length
+    if flash:
+        # Flash attention reads a head at a time, so blocks must not cross heads.
+        row_bytes(kind_k, k_length)
+        row_bytes(kind_v, v_length)
+    row = row_bytes(kind_k, heads * k_length)
+    if shape.latent_value_length:
+        return row
+    return row + row_bytes(kind_v, heads * v_length if flash else widest_values(shape))
+
+
+def widest_values(shape: ModelShape) -> int:
+    """Return the elements of a token's values in the widest layer.
+
+    Without flash attention values lie transposed, and all layers are padded to that.
+    """
+    sliding = shape.sliding_layers or (False,) * shape.layers
+    lengths = (shape.value_length, shape.value_length_sliding)
+    return max(heads * lengths[slides] for heads, slides in zip(shape.heads_kv, sliding))
