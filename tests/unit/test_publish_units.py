@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -460,15 +461,17 @@ STEPS = ("rename", "replace", "unlink", "mkdir", "rmdir", "fsync", "fchmod", "ut
 
 
 @contextlib.contextmanager
-def killed_at(number: int, patch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Let the process do ``number`` changes of the file system and then none any more."""
+def ended_at(number: int, patch: pytest.MonkeyPatch, error: bool) -> Iterator[list[str]]:
+    """Do ``number`` changes of the file system and then none any more, or let only the next one fail."""
     done: list[str] = []
 
     def limit(name: str, step: Callable[..., Any]) -> Callable[..., Any]:
         def then(*arguments: Any, **more: Any) -> Any:
-            if len(done) >= number:
-                raise Killed(name)
             done.append(name)
+            if error and len(done) == number + 1:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            if not error and len(done) > number:
+                raise Killed(name)
             return step(*arguments, **more)
 
         return then
@@ -476,28 +479,33 @@ def killed_at(number: int, patch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     with patch.context() as context:
         for name in STEPS:
             context.setattr(os, name, limit(name, getattr(os, name)))
-        context.setattr(publish, "exchange", limit("exchange", folders.exchange))
-        with contextlib.suppress(Killed):
+        context.setattr(publish, "exchange", limit("exchange", publish.exchange))
+        try:
             yield done
+        except Killed:
+            pass
+        except OSError as failure:
+            assert failure.errno == errno.EIO
+        else:
             done.append("end")
 
 
+@pytest.mark.parametrize("error", [False, True], ids=["killed", "error"])
 @pytest.mark.parametrize("kind", ["folder", "folder without exchange", "split"])
-@pytest.mark.parametrize("update", [False, True])
-def test_killed_at_any_step_the_old_or_the_new_is_there_and_the_next_run_converges(
-    host: Host, monkeypatch: pytest.MonkeyPatch, kind: str, update: bool
+@pytest.mark.parametrize("update", [False, True], ids=["fresh", "update"])
+def test_ended_at_any_step_the_old_or_the_new_is_there_and_the_next_run_converges(
+    host: Host, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, kind: str, update: bool, error: bool
 ) -> None:
-    """After each number of steps: never a mixture, nothing recorded that is not there; one run repairs."""
+    """After each number of steps (each third without --long): never a mixture, no false record; one run repairs."""
     folder = "chat/7b" if kind == "split" else UNIT
     make: Callable[[int], dict[str, bytes]] = split if kind == "split" else lambda note: embedding(str(note))
     entry = "big-00001-of-00003.gguf"
     if kind == "folder without exchange":
-        monkeypatch.setattr(folders, "exchange", lambda *_: False)
         monkeypatch.setattr(publish, "exchange", lambda *_: False)
-    for number in range(200):
+    for number in range(0, 200, 1 if request.config.getoption("--long") else 3):
         if update:
             host.publish(make(0), folder)
-        with killed_at(number, monkeypatch) as done:
+        with ended_at(number, monkeypatch, error) as done:
             host.publish(make(1), folder)
         found = host.content(folder)
         allowed = [make(1), *([make(0)] if update else [{}])]
@@ -513,12 +521,12 @@ def test_killed_at_any_step_the_old_or_the_new_is_there_and_the_next_run_converg
                 assert hashlib.sha256(path.read_bytes()).hexdigest() == known.sha256
         host.publish(make(1), folder)
         assert host.content(folder) == make(1) and host.is_kept(make(1), folder) and host.in_flight == []
-        if done[-1:] == ["end"]:
+        if len(done) <= number or (done[-1:] == ["end"] and not error):
             assert number > 20
             return
         host.publish(make(1), folder, action="remove")
         assert host.content(folder) == {}
-    pytest.fail("it was always killed")
+    pytest.fail("it was always ended")
 
 
 def test_one_wheel_that_carries_several_files_is_downloaded_once(
