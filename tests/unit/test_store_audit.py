@@ -522,3 +522,45 @@ class TestRepair:
         assert sorted(self.publish(plan, done)) == sorted(CONTENTS), "without a source: nothing was fetched"
         assert {name: (store / name).stat().st_ino for name in CONTENTS} == inodes
         assert look().findings == () and read_manifest(str(store))[UNIT[1]].model == "folder"
+
+    def test_what_of_a_folder_is_there_is_not_fetched(
+        self, look: Callable[..., Audit], plan: HostPlan, store: Path, owner: Account, ground: Path
+    ) -> None:
+        shutil.rmtree(store / "embeddings/folder")
+        (ground / "sources" / UNIT[1].replace("/", "_")).unlink()
+        with acting_as(owner):
+            (store / UNIT[1]).parent.mkdir(parents=True)
+            (store / UNIT[1]).write_bytes(CONTENTS[UNIT[1]])
+            (store / UNIT[1]).chmod(0o600)
+            manifest = read_manifest(str(store))
+            write_manifest(str(store), {name: manifest[name] for name in (NAME, OTHER)})
+        done = look(repair=True)
+        assert self.states(done) == {("missing", UNIT[0]): "to fetch", ("unrecorded", UNIT[1]): "to fetch"}
+        assert sorted(self.publish(plan, done)) == sorted(UNIT), "the big one has no source any more"
+        assert look() == Audit((), 4, sum(map(len, CONTENTS.values())), ())
+
+    def test_the_mode_of_what_was_taken_in_is_put_right(
+        self, look: Callable[..., Audit], plan: HostPlan, store: Path, owner: Account
+    ) -> None:
+        with acting_as(owner):
+            (store / NAME).chmod(0o600)
+            manifest = read_manifest(str(store))
+            del manifest[NAME]
+            write_manifest(str(store), manifest)
+        assert carry_out(plan, PackageIndexSettings("http://127.0.0.1:9/"), Progress()).published == [NAME]
+        assert told(look()) == [("mode", NAME)]
+        assert self.states(look(repair=True)) == {("mode", NAME): "repaired"} and look().findings == ()
+
+    @pytest.mark.parametrize("name", [NAME, UNIT[1]])
+    def test_a_repair_whose_source_is_gone_loses_nothing(
+        self, look: Callable[..., Audit], plan: HostPlan, store: Path, owner: Account, ground: Path, name: str
+    ) -> None:
+        flip(store / name, 1)
+        conceal(store, owner, name)
+        (ground / "sources" / name.replace("/", "_")).unlink()
+        done = look(repair=True)
+        with pytest.raises(ModelfleetError, match="cannot be read on the host"):
+            self.publish(plan, done)
+        assert told(look()) == [("changed", name)], "it is there, and found again"
+        (ground / "sources" / name.replace("/", "_")).write_bytes(CONTENTS[name])
+        assert self.publish(plan, look(repair=True)) == [name] and look().findings == ()

@@ -256,6 +256,7 @@ class _Run:
             self.recorded.update(proofs)
             # What was copied with its folder, or hidden for a moment, is what it was.
             self.outcome.published.extend(name for name in proofs if name in self.unproved)
+            self.unproved.difference_update(proofs)
 
     def _warn(self, warnings: Sequence[str]) -> None:
         self.outcome.warnings.extend(one for one in warnings if one not in self.outcome.warnings)
