@@ -83,7 +83,8 @@ def compare(name: str, stack: Stack, expected: tuple[str, str, str, str]) -> Non
     found = [one.split("=")[1] for one in stack.llama.cmake_arguments if code and one.startswith(f"-D{code}=")]
     assert (stack.backend, "".join(found), stack.packages[0].requirement.split("==")[1], stack.toolkit) == expected
     onnx = next(one.requirement for one in stack.packages if one.name.startswith("onnxruntime"))
-    TABLE[name] = f"{stack.backend:5} {''.join(found):10} {stack.packages[0].requirement:22} {onnx}"
+    why = f"  ({stack.reason})" if stack.backend == "cpu" else ""
+    TABLE[name] = f"{stack.backend:5} {''.join(found):10} {stack.packages[0].requirement:22} {onnx}{why}"
 
 
 @pytest.mark.parametrize("name", STACKS)
@@ -120,7 +121,9 @@ def test_recorded_trees(captures: Path, tmp_path: Path, name: str) -> None:
     off = {one[len("-DGGML_") : -len("=OFF")] for one in stack.llama.cmake_arguments if one.endswith("=OFF")}
     assert ("AVX" in off) is (name == "40intel64-2g2n4c+pcilocality")
     # Never a quiet stack for the processor.
-    assert any("whether there is a GPU is not known" in one for one in stack.warnings) is (name != "40intel64-2g2n4c+pcilocality")
+    assert any("whether there is a GPU is not known" in one for one in stack.warnings) is (
+        name != "40intel64-2g2n4c+pcilocality"
+    )
 
 
 def test_the_recorded_dgx_with_the_gpu_that_it_has(captures: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import yaml
 from modelfleet.core.errors import StackError
 from modelfleet.core.runtime.resolver import resolve_build
 from modelfleet.core.runtime.resolver.cards import DEFAULT_BRANCH, PLANNED_BRANCHES
+from modelfleet.core.runtime.resolver.releases import GENERATIONS
 from modelfleet.core.runtime.resolver.settings import StackSettings
 from modelfleet.core.runtime.resolver.stack import Stack, resolve_stack, stack_to_dict
 from support.machines import MODERN, amd, mac, machine, nvidia
@@ -488,3 +489,13 @@ def test_as_plain_data() -> None:
     document = stack_to_dict(stack_of(machine(nvidia("8.6"))))
     assert document["packages"][0]["requirement"] == "torch==2.15.0+cu132"
     assert document["python"]["origin"] == "host" and document["schema_version"] == 1
+
+
+def test_the_document_has_the_versions_that_are_chosen(checkout: Path) -> None:
+    text = (checkout / "docs" / "runtime.md").read_text(encoding="utf-8")
+    for generation in GENERATIONS:
+        versions = set(generation.libraries.values())
+        for torch in generation.torch.values():
+            versions |= {torch.torch.version, torch.torchvision.version, torch.torchaudio.version, torch.onnxruntime}
+            assert f"`{torch.torch.tag}`" in text or not torch.torch.tag
+        assert [version for version in versions if version not in text] == []

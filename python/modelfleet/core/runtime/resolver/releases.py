@@ -8,7 +8,8 @@ V: read in the packages' own metadata or files; S: from a secondary source; U: n
   Their Linux wheels link libcudart of torch's CUDA (V: libcudart.so.13 in those of the registry), so all three come
   from an index of one CUDA. That 2.11.0 is in the index of CUDA 13.0 and not in that of 13.2: U.
 - transformers 5.23.0 and diffusers 0.42.1 need Python 3.11; 5.20.2 and 0.41.0 are the last for 3.10 (V).
-  sentence-transformers 6.2.0 needs transformers 5 (V); all agree on huggingface-hub 1.32 or newer below 2 (V).
+  sentence-transformers 6.2.0 needs transformers 5 (V). pip's own resolution of all of CUDA 13's for Python 3.12, from
+  the registry, gives 82 distributions with huggingface-hub 2.4.0, that of 3.10's libraries huggingface-hub 1.33.0 (V).
 - onnxruntime-gpu 1.31.1 is the last, for CUDA 13; 1.26.0 the last for CUDA 12; 1.23.2 the last for Python 3.10, for
   CUDA 12 (V). Of those only 1.31.1 has a wheel for aarch64, from glibc 2.34 on (V).
 - bitsandbytes 0.50.2 carries libraries for CUDA 12.6 and 13.2 and for ROCm 7.2 on x86-64 (V); on aarch64: U.
