@@ -11,7 +11,7 @@ short_description: Remove published files that no wish keeps
 description:
   - Removes what modelfleet published and the plan does not keep, and downloads in flight that it does not want.
   - Never removes a file that the plan names, that modelfleet did not publish, or that was changed since. Of a model
-    that is wished and cannot be planned here and now, every file stays.
+    that is wished every file stays until what is planned of it is published.
   - In check mode it shows what it would remove.
 version_added: "0.1.0"
 author:
@@ -90,9 +90,9 @@ def get_argument_spec() -> dict:
 
 
 def keep_of(plan: HostPlan) -> Keep:
-    """Return what the plan keeps. Where it cannot say yet which variant that is, every one of the model stays."""
+    """Return what the plan keeps. Every variant of a model stays until the planned one is published."""
     wished = [model for model in plan.models if model.action != "remove"]
-    unsure = {model.model for model in wished if plan.provisional or model.action == "refuse"}
+    unsure = {model.model for model in wished if plan.provisional or model.action != "keep"}
     files = [file for model in wished for file in model.files]
     keys = {part_key(file) for file in files}
     # A staging folder is named by all that its unit holds, and by what of it comes.

@@ -82,13 +82,14 @@ def test_what_the_plan_removes_goes(call: Call, store: Path, ground: Path) -> No
     )
 
 
-def test_nothing_of_a_model_goes_while_its_variant_is_not_sure(call: Call, store: Path, ground: Path) -> None:
-    # The plan names another variant, and cannot have it; or it does not know the memory yet.
-    refused = planned(store, ground, "two", action="refuse", path="chat/13b/two.q8_0.gguf")
-    provisional = planned(store, ground, "two", action="fetch", path="chat/13b/two.q8_0.gguf")
-    for plan in (refused, provisional._replace(provisional=True)):
-        assert [one["path"] for one in call(plan, check=True)["files"]] == [NAMES["one"]]
-    assert len(call(provisional, check=True)["files"]) == 2
+@pytest.mark.parametrize("action", ["refuse", "fetch", "replace", "keep"])
+def test_nothing_of_a_model_goes_before_its_planned_variant_is_there(
+    call: Call, store: Path, ground: Path, action: str
+) -> None:
+    plan = planned(store, ground, "two", action=action, path="chat/13b/two.q8_0.gguf")
+    for unsure in (plan, plan._replace(provisional=True)):
+        found = [one["path"] for one in call(unsure, check=True)["files"]]
+        assert found == sorted(NAMES.values() if action == "keep" and not unsure.provisional else [NAMES["one"]])
 
 
 def test_downloads_that_are_wanted_stay(call: Call, store: Path, ground: Path) -> None:
