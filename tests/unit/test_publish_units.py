@@ -2,134 +2,34 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import json
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fuzz.seeds import ARCHITECTURE, UINT32, field, onnx, onnx_tensor, pair, safetensors, safetensors_entry
-from fuzz.seeds import gguf as gguf_of
-from modelfleet.core import publishing
+from fuzz.seeds import field, onnx, onnx_tensor
 from modelfleet.core.errors import FetchError, FormatError, ModelfleetError, UnsafePathError
 from modelfleet.core.fetch import transfer
 from modelfleet.core.fetch.package_index import PackageIndexSettings
 from modelfleet.core.fetch.settings import FetchSettings
 from modelfleet.core.jobs import Progress
-from modelfleet.core.pins import PinnedFile, WheelPin
+from modelfleet.core.pins import WheelPin
 from modelfleet.core.planning.document import HostPlan, ModelPlan
 from modelfleet.core.privilege import Account
-from modelfleet.core.publishing import Outcome, carry_out, foresee
-from modelfleet.core.store import folders, manifest, publish
-from modelfleet.core.store.manifest import MANIFEST, RACY_NS, read_manifest
+from modelfleet.core.publishing import Outcome, carry_out
+from modelfleet.core.store import folders, publish
+from modelfleet.core.store.manifest import MANIFEST, read_manifest
 from support.index import make_wheel, sha256
+from support.units import UNIT, Host, embedding, host, soon_settled, split, weights
 
-UNIT = "embeddings/small"
+__all__ = ["host", "soon_settled"]
 PICKLE = b"\x80\x04K\x01."
 
 
-@pytest.fixture(autouse=True)
-def soon_settled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file system of today stamps finely enough: wait less for a stat to prove something."""
-    monkeypatch.setattr(manifest, "RACY_NS", 30_000_000)
-
-
-def weights(name: str = "a") -> bytes:
-    return safetensors({name: safetensors_entry(0, 8, [2])}, bytes(8))
-
-
-def embedding(note: str = "") -> dict[str, bytes]:
-    """Return the files of a model that is a folder."""
-    return {
-        "config.json": json.dumps({"model_type": "bert", "note": note}).encode(),
-        "1_Pooling/config.json": b'{"pooling_mode_mean_tokens": true}',
-        "vocab.txt": b"[PAD]\n" + note.encode(),
-        "model.safetensors": weights(f"a{note}"),
-    }
-
-
-def split(note: int = 0) -> dict[str, bytes]:
-    """Return the files of a split GGUF."""
-
-    def shard(number: int) -> bytes:
-        keys = [("split.no", number), ("split.count", 3), ("note", note)]
-        pairs = [pair(key, UINT32, value.to_bytes(4, "little")) for key, value in keys]
-        return gguf_of([ARCHITECTURE, *pairs])
-
-    return {f"big-{number + 1:05d}-of-00003.gguf": shard(number) for number in range(3)}
-
-
-class Host:
-    """A store, and a place that its models come from."""
-
-    def __init__(self, store: Path, sources: Path) -> None:
-        self.store = store
-        self.sources = sources
-        self.fetched: list[str] = []
-
-    def pin(self, folder: str, name: str, content: bytes) -> PinnedFile:
-        digest = hashlib.sha256(content).hexdigest()
-        source = self.sources / digest
-        source.write_bytes(content)
-        source.chmod(0o644)
-        return PinnedFile(f"{folder}/{name}", source.as_uri(), len(content), digest, None)
-
-    def model(
-        self, files: Mapping[str, bytes], folder: str = UNIT, action: str = "fetch", allow_pickle: bool = False
-    ) -> ModelPlan:
-        pins = tuple(self.pin(folder, name, content) for name, content in files.items())
-        unit = None if folder.count("/") == 1 and folder != UNIT else folder
-        category = os.path.dirname(folder) if unit else folder
-        return ModelPlan(
-            *("small", "f32", category, "safetensors", unit, pins, pins, action, "because"), allow_pickle=allow_pickle
-        )
-
-    def run(self, *models: ModelPlan) -> Outcome:
-        plan = HostPlan(str(self.store), models)
-        expected = foresee(plan)
-        outcome = carry_out(plan, FetchSettings(), Progress())
-        assert sorted(outcome.published) == sorted(expected.published) and outcome.removed == expected.removed
-        return outcome
-
-    def publish(self, files: Mapping[str, bytes], folder: str = UNIT, **more: Any) -> Outcome:
-        return self.run(self.model(files, folder, **more))
-
-    def content(self, folder: str = UNIT) -> dict[str, bytes]:
-        """Return what a reader finds."""
-        root = self.store / folder
-        return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
-
-    def is_kept(self, files: Mapping[str, bytes], folder: str = UNIT) -> bool:
-        """Tell whether a run has nothing to do, and that by stats alone."""
-        return foresee(HostPlan(str(self.store), (self.model(files, folder),))) == Outcome([], [], [])
-
-    def lose_sources(self) -> None:
-        for path in self.sources.iterdir():
-            path.unlink()
-
-    @property
-    def in_flight(self) -> list[str]:
-        return os.listdir(self.store / "cache/temp")
-
-
-@pytest.fixture
-def host(store: Path, ground: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
-    (ground / "sources").mkdir(mode=0o755)
-    host = Host(store, ground / "sources")
-    fetch = publishing.fetch
-
-    def note(file: PinnedFile, *rest: Any, **more: Any) -> str:
-        path = fetch(file, *rest, **more)
-        host.fetched.append(os.path.basename(file.path))
-        return path
-
-    monkeypatch.setattr(publishing, "fetch", note)
-    return host
+pytestmark = pytest.mark.usefixtures("soon_settled")
 
 
 class TestFolder:
@@ -451,82 +351,6 @@ class TestRemove:
         with pytest.raises(FetchError):
             host.run(host.model(split(), "chat/7b", action="remove"), coming._replace(missing=()))
         assert host.content("chat/7b") == split()
-
-
-class Killed(BaseException):
-    """The end of a run: nothing after it happens, as after SIGKILL."""
-
-
-STEPS = ("rename", "replace", "unlink", "mkdir", "rmdir", "fsync", "fchmod", "utime")
-
-
-@contextlib.contextmanager
-def ended_at(number: int, patch: pytest.MonkeyPatch, error: bool) -> Iterator[list[str]]:
-    """Do ``number`` changes of the file system and then none any more, or let only the next one fail."""
-    done: list[str] = []
-
-    def limit(name: str, step: Callable[..., Any]) -> Callable[..., Any]:
-        def then(*arguments: Any, **more: Any) -> Any:
-            done.append(name)
-            if error and len(done) == number + 1:
-                raise OSError(errno.EIO, os.strerror(errno.EIO))
-            if not error and len(done) > number:
-                raise Killed(name)
-            return step(*arguments, **more)
-
-        return then
-
-    with patch.context() as context:
-        for name in STEPS:
-            context.setattr(os, name, limit(name, getattr(os, name)))
-        context.setattr(publish, "exchange", limit("exchange", publish.exchange))
-        try:
-            yield done
-        except Killed:
-            pass
-        except OSError as failure:
-            assert failure.errno == errno.EIO
-        else:
-            done.append("end")
-
-
-@pytest.mark.parametrize("error", [False, True], ids=["killed", "error"])
-@pytest.mark.parametrize("kind", ["folder", "folder without exchange", "split"])
-@pytest.mark.parametrize("update", [False, True], ids=["fresh", "update"])
-def test_ended_at_any_step_the_old_or_the_new_is_there_and_the_next_run_converges(
-    host: Host, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, kind: str, update: bool, error: bool
-) -> None:
-    """After each number of steps (each third without --long): never a mixture, no false record; one run repairs."""
-    folder = "chat/7b" if kind == "split" else UNIT
-    make: Callable[[int], dict[str, bytes]] = split if kind == "split" else lambda note: embedding(str(note))
-    entry = "big-00001-of-00003.gguf"
-    if kind == "folder without exchange":
-        monkeypatch.setattr(publish, "exchange", lambda *_: False)
-    for number in range(0, 200, 1 if request.config.getoption("--long") else 3):
-        if update:
-            host.publish(make(0), folder)
-        with ended_at(number, monkeypatch, error) as done:
-            host.publish(make(1), folder)
-        found = host.content(folder)
-        allowed = [make(1), *([make(0)] if update else [{}])]
-        if kind == "folder without exchange":
-            allowed.append({})
-        if kind == "split":
-            assert found in allowed or entry not in found, "a reader that finds the first file finds all that belong"
-        else:
-            assert found in allowed
-        for name, known in read_manifest(str(host.store)).items():
-            path = host.store / name
-            if path.exists() and known._replace(recorded_ns=known.ctime_ns + RACY_NS + 1).matches(path.lstat()):
-                assert hashlib.sha256(path.read_bytes()).hexdigest() == known.sha256
-        host.publish(make(1), folder)
-        assert host.content(folder) == make(1) and host.is_kept(make(1), folder) and host.in_flight == []
-        if len(done) <= number or (done[-1:] == ["end"] and not error):
-            assert number > 20
-            return
-        host.publish(make(1), folder, action="remove")
-        assert host.content(folder) == {}
-    pytest.fail("it was always ended")
 
 
 def test_one_wheel_that_carries_several_files_is_downloaded_once(
