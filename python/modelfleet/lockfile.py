@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from .core.errors import ConfigurationError
 from .core.pins import SCHEMA_VERSION
 
+LOCK_FILE = "models.lock.json"
 _FILE_KEYS = ("name", "source", "commit", "size", "sha256", "wheel")
 _COMPARED = ("source", "commit", "size", "sha256", "wheel")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from modelfleet.cli import VERBS, main, session
+from modelfleet.cli import VERBS, doctor, main, session
 from modelfleet.runner import Event, Recap, RunResult, TaskResult
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -343,6 +343,16 @@ def test_doctor_passes_where_nothing_is_left_to_do(ansible: Ansible, monkeypatch
     assert answer.exit_code == 0, answer.stdout
     assert "warn  controller  podman" in answer.stdout
     assert "fail" not in answer.stdout
+
+
+def test_doctor_judges_catalog_and_lock(checkout: Path, tmp_path: Path) -> None:
+    good = doctor.catalog_check(checkout)
+    assert (good.id, good.status) == ("MF-CTL-006", "pass") and " variants pinned" in good.measured
+    catalog = tmp_path / "roles" / "models" / "defaults" / "main"
+    catalog.mkdir(parents=True)
+    (catalog / "catalog.yml").write_text("models_catalog:\n  - id: one\n    categry: chat/7b\n")
+    bad = doctor.catalog_check(tmp_path)
+    assert bad.status == "fail" and "catalog.yml, line 3: " in bad.measured and bad.cure
 
 
 def test_doctor_tells_what_was_not_reached(ansible: Ansible) -> None:

@@ -12,12 +12,16 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import click
 
+from ..catalog_files import SHIPPED, load_entries, read_located
+from ..core.errors import ModelfleetError
+from ..lockfile import LOCK_FILE, read_lock
 from ..runner import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, RunResult
-from .options import Options, pass_through
+from .options import Options, checkout, pass_through
 from .probe import accelerators
 from .session import document, fact, host_names, of_host, proofs, run_verb
 from .text import clean, count, joined, say, say_json, table
@@ -112,6 +116,25 @@ def controller_checks() -> Iterator[Check]:
             yield Check(f"MF-CTL-{number:03}", CONTROLLER, title, "pass", path)
         else:
             yield Check(f"MF-CTL-{number:03}", CONTROLLER, title, "warn", "not found", cure)
+    yield catalog_check(checkout())
+
+
+def catalog_check(root: Path) -> Check:
+    """Judge the shipped catalog and lock, as they lie in this checkout."""
+    title = "catalog and lock"
+    try:
+        catalog = read_located(load_entries(root / SHIPPED), read_lock(root / LOCK_FILE))
+    except ModelfleetError as error:
+        return Check("MF-CTL-006", CONTROLLER, title, "fail", error.message, error.cure or "")
+    variants = [variant for entry in catalog.entries.values() for variant in entry.variants.values()]
+    pinned = sum(variant.locked for variant in variants)
+    return Check(
+        "MF-CTL-006",
+        CONTROLLER,
+        title,
+        "pass",
+        f"{count(len(catalog.entries), 'model')}, {pinned} of {len(variants)} variants pinned",
+    )
 
 
 def host_checks(result: RunResult, host: str, apply: str) -> Iterator[Check]:

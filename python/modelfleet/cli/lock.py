@@ -16,7 +16,7 @@ from ..core.pins import locked_models
 from ..core.reading import nearest
 from ..core.units import format_bytes
 from ..hub import UnreachableError
-from ..lockfile import Change, changes, empty, entry_of, read_lock, with_entry, write_lock
+from ..lockfile import LOCK_FILE, Change, changes, empty, entry_of, read_lock, with_entry, write_lock
 from ..upstream import Upstream
 from .options import checkout
 from .text import clean, complain, count, say, say_json
@@ -24,7 +24,6 @@ from .text import clean, complain, count, say, say_json
 SCHEMA_VERSION = 1
 EXIT_FAILED = 1
 EXIT_MOVED = 2
-LOCK_FILE = "models.lock.json"
 
 
 @click.command()
