@@ -8,6 +8,8 @@ import hashlib
 import os
 import random
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -87,6 +89,36 @@ class TestCertificates:
         with fault_server(CONTENT) as server, pytest.raises(FetchError, match="TLS failed"):
             source = server.url().replace("http:", "https:")
             fetch(pin(source), str(temporary), settings(tmp_path), Progress())
+
+
+LATE = """
+import sys
+from modelfleet.core.fetch.settings import FetchSettings, Patience
+from modelfleet.core.fetch.transfer import fetch
+from modelfleet.core.jobs import Progress
+from modelfleet.core.pins import PinnedFile
+url, size, sha256, folder, ca_bundle = sys.argv[1:]
+settings = FetchSettings(ca_bundle=ca_bundle, patience=Patience(first_wait_seconds=0.001))
+before = set(sys.modules)
+fetch(PinnedFile("chat/7b/file.gguf", url, int(size), sha256, None), folder, settings, Progress())
+print(sorted(set(sys.modules) - before))
+"""
+
+
+def test_nothing_is_imported_late(checkout: Path, temporary: Path, certificate: Path) -> None:
+    """The archive that a module came in is gone by then, and the owner may not read root's Python."""
+    acts = [
+        Act(cut=100_000),
+        Act(status=503, headers={"Retry-After": "Mon, 23 Nov 2026 10:00:00 GMT"}),
+        Act(redirect="/x", length="chunked"),
+        Act(garbage=b"no"),
+    ]
+    with fault_server(CONTENT, *acts, certificate=certificate) as server:
+        url = server.url().replace("127.0.0.1", "localhost")
+        line = [sys.executable, "-c", LATE, url, str(len(CONTENT)), server.sha256, str(temporary), str(certificate)]
+        environment = {"PYTHONPATH": str(checkout / "python"), "PYTHONDONTWRITEBYTECODE": "1"}
+        done = subprocess.run(line, env=environment, capture_output=True, text=True)
+        assert (done.stdout, done.stderr) == ("[]\n", "") and len(server.requests) == 5
 
 
 class TestSettings:
