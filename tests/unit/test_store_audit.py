@@ -8,6 +8,7 @@ import hashlib
 import mmap
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -393,6 +394,32 @@ class TestPageCache:
         assert self.resident(file) == 1
 
 
+CHILD = """
+import os, signal, sys
+from modelfleet.core.jobs import Progress
+from modelfleet.core.pins import PinnedFile
+from modelfleet.core.store import manifest
+from modelfleet.core.store.audit import audit
+from modelfleet.core.store.repair import put_right
+from modelfleet.core.store.tree import store_owner
+manifest.RACY_NS = 30_000_000
+count = int(sys.argv[2])
+def trace(frame, event, argument):
+    global count
+    names = ("unlink", "rename", "replace", "rmdir", "mkdir", "fsync", "open", "chmod", "fchmod", "utime")
+    if event == "c_call" and argument.__name__ in names:
+        count -= 1
+        if count == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+wished = {name: PinnedFile(name, "file:///x", 1, None, None) for name in sys.argv[3:]}
+owner = store_owner(sys.argv[1])
+def repair(*arguments):
+    sys.setprofile(trace)
+    return put_right(*arguments)
+audit(sys.argv[1], owner, wished, Progress(), repair)
+"""
+
+
 class TestRepair:
     def publish(self, plan: HostPlan, done: Audit) -> list[str]:
         """Fetch what a repair left to be fetched, as the role does, and return what came."""
@@ -564,3 +591,31 @@ class TestRepair:
         assert told(look()) == [("changed", name)], "it is there, and found again"
         (ground / "sources" / name.replace("/", "_")).write_bytes(CONTENTS[name])
         assert self.publish(plan, look(repair=True)) == [name] and look().findings == ()
+
+    def test_a_repair_that_is_killed_anywhere_is_completed_by_the_next(
+        self, look: Callable[..., Audit], plan: HostPlan, store: Path, stranger: Account, ground: Path, checkout: Path
+    ) -> None:
+        (store / NAME).chmod(0o666)
+        flip(store / UNIT[1], 1)
+        (store / UNIT[0]).unlink()
+        os.mkfifo(store / UNIT[0])
+        if os.geteuid() == 0:
+            os.chown(store / OTHER, stranger.uid, -1)
+        # Copies have other inodes than the manifest tells: all is touched, too.
+        pristine = ground / "pristine"
+        subprocess.run(["cp", "-a", str(store), str(pristine)], check=True)
+        environment = {**os.environ, "PYTHONPATH": str(checkout / "python")}
+        sound = (NAME, OTHER)
+        for step in range(1, 500):
+            shutil.rmtree(store)
+            subprocess.run(["cp", "-a", str(pristine), str(store)], check=True)
+            child = subprocess.run([sys.executable, "-c", CHILD, str(store), str(step), *CONTENTS], env=environment)
+            assert all((store / name).read_bytes() == CONTENTS[name] for name in sound), "nothing sound is ever lost"
+            assert (store / UNIT[1]).is_file() and set(read_manifest(str(store))) == set(CONTENTS)
+            self.publish(plan, look(repair=True))
+            assert look() == Audit((), 4, sum(map(len, CONTENTS.values())), ())
+            assert list((store / "cache/temp").iterdir()) == []
+            if child.returncode == 0:
+                break
+            assert child.returncode == -signal.SIGKILL
+        assert step > 20 and child.returncode == 0
