@@ -85,6 +85,12 @@ class TestLadder:
         first, second, _ = (device["total"] for device in model.memory["devices"])
         assert first <= 23 * GIB and second <= 9 * GIB and model.placement.split[0] > model.placement.split[1]
 
+    def test_main_memory_that_is_not_known_takes_no_rest_of_a_model(self) -> None:
+        host = {**profile(card(12)), "memory": {}}
+        assert chosen(plan([{"model": "small"}], host)) == ("q4_k_m", "GPU0")
+        (model,) = plan([{"model": "large", "quantization": "fp16"}], host).models
+        assert model.action == "refuse" and "the budget of GPU0 is 11.0 GiB" in model.reason
+
     def test_slices_are_never_put_together(self) -> None:
         slices = [
             {"index": number, "profile": "1g.10gb", "memory_total_bytes": 9728 * MIB, "gpu_instance_id": number}

@@ -66,8 +66,8 @@ def try_full(subject: Subject, rooms: Rooms) -> Optional[Tried]:
 
 
 def try_partial(subject: Subject, rooms: Rooms) -> Optional[Tried]:
-    """As many layers on accelerators as fit, the rest on the processor. None where that cannot be."""
-    if not subject.layers or not rooms.accelerators:
+    """As many layers on accelerators as fit, the rest on the processor. None where that cannot be, or not be known."""
+    if not subject.layers or not rooms.accelerators or rooms.main is None:
         return None
     ordered = sorted(rooms.accelerators, key=lambda item: -item[1])
     together = [item for item in ordered if not item[0].alone]
