@@ -204,8 +204,11 @@ def test_a_processor_that_is_not_known_is_taken_for_the_oldest() -> None:
     assert any("instruction sets are not known" in one for one in stack_of(profile).warnings)
     with pytest.raises(StackError, match="architecture is not known"):
         stack_of(machine(architecture=None))
-    with pytest.raises(StackError, match="'riscv64'"):
+    with pytest.raises(StackError, match="no wheels for riscv64; wish the profile gguf alone"):
         stack_of(machine(architecture="riscv64"))
+    gguf = stack_of(machine(architecture="riscv64", instruction_sets=[]), profiles=("gguf",))
+    now = resolve_build("0.3.36", "Linux", "riscv64", "glibc2.41", [])
+    assert gguf.build("0.3.36", "glibc2.41") == now
 
 
 class TestDriver:

@@ -5,6 +5,7 @@ through CUDA and AMD through ROCm, whose served card is one of its own (no graph
 memory, NVIDIA where equal; Vulkan for other cards of AMD and Intel that have memory of their own; the processor.
 """
 
+import re
 from typing import List, NamedTuple, Sequence, Tuple
 
 from ...errors import StackError
@@ -53,7 +54,7 @@ class Choice(NamedTuple):
 
 
 class Host(NamedTuple):
-    """What of a profile decides: ``machine`` is x86_64 or aarch64, ``darwin`` a Mac, else Linux."""
+    """What of a profile decides: ``machine`` is x86_64, aarch64 or another's own name, ``darwin`` a Mac, else Linux."""
 
     facts: Facts
     cards: List[Card]
@@ -68,16 +69,20 @@ class Host(NamedTuple):
 
 
 def read_host(facts: Facts, settings: StackSettings) -> Host:
+    """Return what of a profile decides.
+
+    Raises:
+        StackError: neither the profile nor the settings tell the processor's architecture.
+    """
     cards = read_cards(facts)
     # Only Macs with Apple's own processor have Apple's GPU.
     apple = any(one.vendor == "apple" for one in cards)
     darwin = apple or facts.text("os.family") == "darwin" or facts.text("os.distribution") == "macos"
     told = facts.text("cpu.architecture") or ("arm64" if apple else settings.machine)
-    machine = _MACHINES.get(told.lower())
-    if machine is None:
-        known = f"{told[:40]!r}" if told else "not known"
-        cure = "wheels are for x86_64 and aarch64 only" if told else "probe the host itself, or say its machine"
-        raise StackError(f"the processor's architecture is {known}", cure)
+    if not re.fullmatch(r"[A-Za-z0-9_]{1,20}", told, re.ASCII):
+        known = repr(told[:40]) if told else "not known"
+        raise StackError(f"the processor's architecture is {known}", "probe the host itself, or say its machine")
+    machine = _MACHINES.get(told.lower(), told.lower())
     return Host(facts, cards, darwin, machine, tuple(facts.words("cpu.instruction_sets")))
 
 
@@ -102,7 +107,7 @@ def choose(host: Host, settings: StackSettings) -> Choice:
     if wished in ("", "cuda") and nvidia.cards and (wished or largest(nvidia) >= largest(amd)):
         return _cuda(host, settings, nvidia, amd)
     if wished in ("", "rocm") and amd.cards:
-        return _rocm(amd, nvidia)
+        return _rocm(amd, nvidia, wished)
     reasons = (*nvidia.left_out, *amd.left_out)
     if wished:
         why = f": {'; '.join(reasons)}" if reasons else ""
@@ -193,7 +198,7 @@ def _cuda(host: Host, settings: StackSettings, nvidia: Served, amd: Served) -> C
     reason = f"{names}, driver {driver or f'branch {branch}, to be installed'}"
     return Choice(
         "cuda",
-        "chosen by the user: " + reason if settings.backend else reason,
+        f"chosen by the user: {reason}" if settings.backend else reason,
         tuple(one.kind for one in found if one.torch_serves),
         Served(nvidia.cards, left_out),
         found,
@@ -203,7 +208,7 @@ def _cuda(host: Host, settings: StackSettings, nvidia: Served, amd: Served) -> C
     )
 
 
-def _rocm(amd: Served, nvidia: Served) -> Choice:
+def _rocm(amd: Served, nvidia: Served, wished: str) -> Choice:
     bound = [one for one in amd.cards if one.driver == "amdgpu" or one.driver_version]
     left_out = (*amd.left_out, *_idle(nvidia.cards, "one environment serves one vendor, here AMD"), *nvidia.left_out)
     warnings = [f"{name}={value} must be set for every process" for name, value in amd.environment]
@@ -213,6 +218,7 @@ def _rocm(amd: Served, nvidia: Served) -> Choice:
         warnings.append("gfx906 (MI50, Radeon VII): ROCm 7 does not name it any more; unproven")
     reason = f"{', '.join(sorted({one.name for one in amd.cards}))}: {', '.join(amd.targets)}"
     served = Served(amd.cards, left_out, amd.targets, amd.environment)
+    reason = f"chosen by the user: {reason}" if wished else reason
     return Choice("rocm", reason, (ROCM,), served, pending=not bound, warnings=tuple(warnings))
 
 

@@ -33,6 +33,7 @@ from .settings import StackSettings
 
 SCHEMA_VERSION = 1
 SOURCE, WHEEL = "source", "wheel"
+WHEEL_MACHINES = ("x86_64", "aarch64")
 # What upstream's wheels take for granted on x86: ggml's defaults where GGML_NATIVE is off.
 _OF_UPSTREAM_WHEELS = ("avx", "avx2", "fma", "f16c", "bmi2")
 # ggml-hip/CMakeLists.txt refuses an older one.
@@ -171,6 +172,8 @@ def _why_not_newest(choice: Choice) -> str:
 def _refuse_platform(host: Host, settings: StackSettings, choice: Choice) -> None:
     """Refuse a system or cards that the wheels of torch and onnxruntime are not for (see releases.py)."""
     version = version_numbers(host.facts.text("os.version"))
+    if host.machine not in WHEEL_MACHINES:
+        raise StackError(f"torch and onnxruntime have no wheels for {host.machine}", "wish the profile gguf alone")
     if host.darwin and host.machine == "x86_64":
         raise StackError(
             "torch and onnxruntime have no wheels for Intel's Macs any more", "wish the profile gguf alone"
@@ -287,6 +290,6 @@ def _why_no_wheel(host: Host, tag: Optional[str], extra: Sequence[str]) -> str:
         return "a ready wheel cannot have the flags that were added"
     if host.machine == "x86_64" and any(name not in host.instruction_sets for name in _OF_UPSTREAM_WHEELS):
         return "ready wheels take AVX2, FMA, F16C and BMI2 for granted"
-    if host.machine == "aarch64" and not host.darwin:
-        return "that there are ready wheels for Linux on aarch64 is not verified"
+    if host.machine != "x86_64" and not host.darwin:
+        return f"that there are ready wheels for Linux on {host.machine} is not verified"
     return ""
