@@ -83,7 +83,7 @@ class TestFolder:
             monkeypatch.setattr(publish, "exchange", lambda *_: False)
         host.publish({**embedding(), "old.txt": b"gone in the next"})
         descriptor = os.open(host.store / UNIT / "config.json", os.O_RDONLY)
-        host.publish(embedding("new"))
+        assert host.publish(embedding("new")).removed == [f"{UNIT}/old.txt"]
         assert os.read(descriptor, 100) == embedding()["config.json"], "who has it open goes on reading it"
         os.close(descriptor)
         assert host.content() == embedding("new") and host.is_kept(embedding("new")) and host.in_flight == []
@@ -234,6 +234,32 @@ class TestFolder:
             host.publish(embedding())
         assert os.listdir(ground / "treasure") == []
 
+    def test_an_old_folder_that_was_moved_away_stays_until_the_new_one_is_there(
+        self, host: Host, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(publish, "exchange", lambda *_: False)
+        host.publish(embedding())
+        rename = os.rename
+
+        def die(source: str, *arguments: Any, **more: Any) -> None:
+            if source.startswith("modelfleet-unit-"):
+                raise KeyboardInterrupt
+            rename(source, *arguments, **more)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(os, "rename", die)
+            host.publish(embedding("new"))
+        assert not (host.store / UNIT).exists() and len(host.in_flight) == 2
+        model = host.model(embedding("new"))
+        [staging] = [name for name in host.in_flight if not name.endswith(publish.OLD)]
+        (host.store / "cache/temp" / staging / "vocab.txt").unlink()
+        host.lose_sources()
+        with pytest.raises(FetchError):
+            host.run(model)
+        assert len(host.in_flight) == 2, "the last good one is not thrown away"
+        host.publish(embedding("new"))
+        assert host.content() == embedding("new") and host.in_flight == []
+
 
 class TestSplit:
     """Several files in a category: the one that readers open first comes last."""
@@ -326,7 +352,7 @@ class TestRemove:
         host.publish(embedding())
         (host.store / UNIT / "notes.of.mine").write_text("precious")
         assert len(host.publish(embedding(), action="remove").removed) == 4
-        assert host.content() == {"notes.of.mine": b"precious"}
+        assert host.content() == {"notes.of.mine": b"precious"} and not (host.store / UNIT / "1_Pooling").exists()
 
     def test_what_was_changed_by_hand_is_forgotten_not_removed(self, host: Host) -> None:
         host.publish(embedding())

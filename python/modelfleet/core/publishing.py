@@ -30,6 +30,7 @@ from .store.folders import folder_of, opened
 from .store.layout import CATEGORIES, TEMPORARY
 from .store.manifest import FileRecord, Manifest, locked, read_manifest, settle
 from .store.publish import (
+    OLD,
     Proof,
     list_unit,
     publish_files,
@@ -127,14 +128,16 @@ def foresee(plan: HostPlan) -> Outcome:
     """Return what ``carry_out`` would publish and remove now."""
     manifest = read_manifest(plan.store_path)
     units = units_of(plan)
-    published = [
-        file.path
-        for unit in units
-        if unit.action != "remove"
-        for file in unit.files
-        if not is_proved(plan.store_path, file, manifest.get(file.path))
-    ]
-    return Outcome(published, [path for unit in units for path in _to_remove(unit, _kept(plan), manifest)], [])
+    published: List[str] = []
+    removed: List[str] = []
+    for unit in units:
+        if unit.action != "remove":
+            files = [file for file in unit.files if not is_proved(plan.store_path, file, manifest.get(file.path))]
+            published += [file.path for file in files]
+            removed += _replaced(unit, manifest) if files else []
+    for unit in units:
+        removed += [path for path in _to_remove(unit, _kept(plan), manifest) if path not in removed]
+    return Outcome(published, removed, [])
 
 
 Settings = Union[FetchSettings, PackageIndexSettings]
@@ -164,6 +167,14 @@ def _to_remove(unit: Unit, kept: Set[str], manifest: Manifest) -> List[str]:
     if unit.action != "remove":
         return []
     return [file.path for file in unit.files if file.path in manifest and file.path not in kept]
+
+
+def _replaced(unit: Unit, manifest: Manifest) -> List[str]:
+    """Return the files of ours that go with the folder that ``unit`` takes the place of."""
+    paths = {file.path for file in unit.files}
+    return [
+        path for path in sorted(manifest) if unit.whole and path.startswith(f"{unit.folder}/") and path not in paths
+    ]
 
 
 class _Run:
@@ -257,6 +268,7 @@ class _Run:
             # What was copied with its folder, or hidden for a moment, is what it was.
             self.outcome.published.extend(name for name in proofs if name in self.unproved)
             self.unproved.difference_update(proofs)
+            self.outcome.removed.extend(gone)
 
     def _warn(self, warnings: Sequence[str]) -> None:
         self.outcome.warnings.extend(one for one in warnings if one not in self.outcome.warnings)
@@ -264,7 +276,8 @@ class _Run:
     def _sweep(self, pending: Sequence[Tuple[Unit, List[PinnedFile]]]) -> None:
         """Remove what runs that ended left in flight and no run will go on with."""
         sweep(self.temporary, {part_key(file) for unit, missing in pending for file in _coming(unit, missing)})
-        wanted = {unit.staging for unit, _ in pending}
+        # An old folder that was moved away stays until the new one is there, see publish_folder.
+        wanted = {f"{unit.staging}{suffix}" for unit, _ in pending for suffix in ("", OLD)}
         ours = {unit.staging for unit in self.units}
         for entry in list(os.scandir(self.temporary)):
             if not entry.is_dir(follow_symlinks=False) or entry.name in wanted:
@@ -321,18 +334,16 @@ class _Run:
         self._discard_others(unit, {unit.inside(file) for file in files})
         self._judge(unit, files, folder)
         self.progress.update(f"publishing {os.path.basename(unit.folder if unit.whole else unit.entry.path)}")
-        gone: List[str] = []
+        gone = _replaced(unit, self.manifest)
         if unit.whole:
-            before = list_unit(self.store, unit.folder)
             publish_folder(self.store, unit.staging, unit.folder)
-            gone = [name for name in before if name not in proofs]
         else:
             names = [os.path.basename(name) for name in proofs]
             names.sort(key=lambda name: (name == os.path.basename(unit.entry.path), name))
             publish_files(self.store, unit.staging, unit.folder, names)
         self._record(proofs, gone)
         remove_tree(folder)
-        remove_tree(f"{folder}-old")
+        remove_tree(f"{folder}{OLD}")
 
     def _refuse_foreign(self, unit: Unit) -> None:
         """Raise UnsafePathError where the folder that would be replaced holds something that is not ours."""
@@ -419,8 +430,15 @@ class _Run:
                 entry = os.path.basename(unit.entry.path)
                 with contextlib.suppress(FileNotFoundError):
                     take_away_files(self.store, folder, sorted(names, key=lambda name: name == entry))
+                self._remove_empty(folder)
         record(self.store, self.manifest, {}, paths)
         self.outcome.removed.extend(ours)
+
+    def _remove_empty(self, folder: str) -> None:
+        with contextlib.suppress(OSError):
+            while folder not in CATEGORIES:
+                os.rmdir(os.path.join(self.store, folder))
+                folder = os.path.dirname(folder)
 
     def _was_changed(self, path: str) -> bool:
         """Tell whether what is at ``path`` is not what we published there."""

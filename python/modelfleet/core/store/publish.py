@@ -18,6 +18,8 @@ from .layout import TEMPORARY
 from .manifest import FileRecord, Manifest, clock_ns, now, write_manifest
 
 FILE_MODE = 0o644
+OLD = "-old"
+"""Behind the name of a staging folder: the folder that was moved away for it."""
 
 
 class Proof(NamedTuple):
@@ -78,7 +80,7 @@ def publish_folder(store_path: str, staging: str, unit: str) -> None:
             if not there:
                 raise UnsafePathError(f"{store_path}/{unit}", "is not a folder", "move it away")
             if not exchange(source, staging, target, name):
-                os.rename(name, f"{staging}-old", src_dir_fd=target, dst_dir_fd=source)
+                os.rename(name, f"{staging}{OLD}", src_dir_fd=target, dst_dir_fd=source)
                 os.rename(staging, name, src_dir_fd=source, dst_dir_fd=target)
         os.fsync(target)
         os.fsync(source)
