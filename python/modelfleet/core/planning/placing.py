@@ -54,10 +54,10 @@ def try_full(subject: Subject, rooms: Rooms) -> Optional[Tried]:
     together = [item for item in ordered if not item[0].alone]
     if tried.fits or not subject.layers or len(together) < 2:
         return tried
-    for number in range(2, len(together) + 1):
+    for number in range(2, min(len(together), units) + 1):
         chosen = together[:number]
         # The same bytes on more cards are never fewer: where even their sum is too small there is nothing to deal.
-        if tried.need_bytes <= sum(room for _, room in chosen) or number == len(together):
+        if tried.need_bytes <= sum(room for _, room in chosen) or number == min(len(together), units):
             split = _deal(subject, _in_order(chosen, rooms), units, rooms.main)
             if split.fits:
                 return split
@@ -74,19 +74,16 @@ def try_partial(subject: Subject, rooms: Rooms) -> Optional[Tried]:
     chosen = _in_order(together, rooms) if together and together[0] == ordered[0] else ordered[:1]
     # The output and one repeating layer for each device: fewer are no help.
     least, most = len(chosen) + 1, subject.layers
-    best = _deal(subject, chosen, least, rooms.main) if least <= most else None
-    if best is None or not best.fits:
-        if len(chosen) > 1:
-            return try_partial(subject, Rooms(tuple(ordered[:1]), rooms.main))
-        return best
+    if least > most or not _deal(subject, chosen, least, None).fits:
+        return try_partial(subject, Rooms(tuple(ordered[:1]), rooms.main)) if len(chosen) > 1 else None
     while least < most:
         middle = (least + most + 1) // 2
-        tried = _deal(subject, chosen, middle, rooms.main)
-        if tried.fits:
-            best, least = tried, middle
+        if _deal(subject, chosen, middle, None).fits:
+            least = middle
         else:
             most = middle - 1
-    return best
+    # The more is on accelerators, the less is left for main memory: only now is it asked.
+    return _deal(subject, chosen, least, rooms.main)
 
 
 def try_processor(subject: Subject, rooms: Rooms) -> Tried:
