@@ -125,6 +125,7 @@ COMPARED: FrozenSet[str] = frozenset(
         "qwen3",
         "qwen3moe",
         "qwen3next",
+        "rwkv7",
         "seed_oss",
         "smollm3",
         "stablelm",

@@ -159,7 +159,12 @@ class _Builder:
         self.masks: Dict[bool, int] = {}
         self.indices: Dict[bool, Tuple[int, int]] = {}
         for sliding, cells in ((True, run.held.window), (False, run.held.full)):
-            if cells and any(self._keeps(layer) and self._slides(layer) == sliding for layer in range(shape.layers)):
+            # An accelerator gets copies of what it reads, and the output reads no mask.
+            if (
+                cells
+                and (layers or not self.accelerator)
+                and any(self._keeps(layer) and self._slides(layer) == sliding for layer in range(shape.layers))
+            ):
                 count = 1 if run.flash else widest_values(shape)
                 self.indices[sliding] = (self._input(8 * run.tokens), self._input(8 * run.tokens * count))
                 self.masks[sliding] = self._input(cells * run.tokens * (2 if run.flash else 4))
@@ -179,7 +184,11 @@ class _Builder:
         return graph.peak()
 
     def _input(self, size: int) -> int:
-        return self.graph.input(size * self.copies)
+        number = self.graph.input(size * self.copies)
+        if self.copies > 1:
+            # A batch that is under way elsewhere still reads them.
+            self.graph.keep(number)
+        return number
 
     def _rotations(self) -> Tuple[int, bool]:
         """Return the size of the keys' rotation, and whether the values are rotated (llama-kv-cache.cpp)."""
@@ -251,7 +260,8 @@ class _Builder:
         graph, shape, row = self.graph, self.shape, self.row
         inner, channels = row * shape.recurrent_width, row * (shape.recurrent_channels or shape.recurrent_width)
         state = shape.recurrent_bytes * self.run.parallel
-        kept = graph.new(state)
+        # What the convolution remembers: three tokens of each channel, as all known models have it.
+        kept = graph.new(3 * channels // self.run.tokens * self.run.parallel)
         gates = graph.new(row * (shape.recurrent_input or 2 * shape.recurrent_width), normed)
         window = graph.new(channels, gates, kept)
         convolved = graph.new(channels, window)
