@@ -7,7 +7,7 @@ would be chosen today: only ``replan`` moves it. So a plan that was carried out
 comes out again as it was.
 """
 
-from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Callable, Dict, FrozenSet, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
 from ..catalog import Catalog, Entry, PinnedFile, Variant, refuse_collisions
 from ..store.layout import CATEGORIES
@@ -18,12 +18,16 @@ from .document import Candidate, HostPlan, ModelPlan, total_bytes
 from .needs import Needs, Subject
 from .placing import FULL, PARTIAL, PROCESSOR, Rooms, Tried, try_full, try_partial, try_processor
 from .settings import PlanSettings
-from .state import StoreState, has_its_bytes, published, why_missing
+from .state import StoreState, has_its_bytes, was_chosen, why_missing
 
 _NAMED_FILES = 3
 _LEAST_CONTEXT = 512
 # A directory beside each file, at most, and what publishing needs meanwhile.
 _SPARE_INODES = 16
+
+
+_Name = Tuple[str, str]
+"""A variant by its model and quantization."""
 
 
 class _Choice(NamedTuple):
@@ -53,11 +57,23 @@ def plan_host(
     Raises ConfigurationError where two models claim one file.
     """
     machine = read_machine(profile, settings.headroom_bytes, settings.memory_headroom_bytes)
-    host = _Host(catalog, machine, state, settings, needs or Needs())
+    needs = needs or Needs()
     meanings = [candidates(wish, catalog) for wish in wishes]
     preferred = {(entry.id, variants[0].quantization) for entry, variants, _ in meanings}
-    for wish, (entry, variants, why) in zip(wishes, meanings):
-        host.add(wish, entry, variants, why, preferred - {(entry.id, variants[0].quantization)})
+
+    def plan(assumed: FrozenSet[_Name]) -> "_Host":
+        host = _Host(catalog, machine, state, settings, needs, assumed)
+        for wish, (entry, variants, why) in zip(wishes, meanings):
+            host.add(wish, entry, variants, why, preferred - {(entry.id, variants[0].quantization)})
+        return host
+
+    host = plan(frozenset())
+    if len({entry.id for entry, _, _ in meanings}) < len(wishes):
+        # What one wish for a model brings can serve another wish for it in the next plan, which must be this one.
+        assumed: FrozenSet[_Name] = frozenset()
+        while not host.brought <= assumed:
+            assumed = assumed | host.brought
+            host = plan(assumed)
     refuse_collisions(host.chosen)
     if settings.remove_unwished:
         host.remove_the_rest()
@@ -99,13 +115,21 @@ class _Disk:
 
 class _Host:
     def __init__(
-        self, catalog: Catalog, machine: Machine, state: StoreState, settings: PlanSettings, needs: Needs
+        self,
+        catalog: Catalog,
+        machine: Machine,
+        state: StoreState,
+        settings: PlanSettings,
+        needs: Needs,
+        assumed: FrozenSet[_Name],
     ) -> None:
         self.catalog = catalog
         self.machine = machine
         self.state = state
         self.settings = settings
         self.needs = needs
+        # To be taken as chosen before, whatever the store says.
+        self.assumed = assumed
         self.models: List[ModelPlan] = []
         self.chosen: List[Variant] = []
         self.tries: Dict[Tuple[str, int, Rooms], Optional[Tried]] = {}
@@ -115,15 +139,22 @@ class _Host:
             tuple((budget, budget.budget_bytes or 0) for budget in machine.accelerators), machine.cpu.budget_bytes
         )
 
+    @property
+    def brought(self) -> FrozenSet[_Name]:
+        """The variants that the store holds once the plan is carried out."""
+        return frozenset((one.model, one.quantization) for one in self.models if one.action != "refuse")
+
     def add(
         self, wish: Wish, entry: Entry, variants: Sequence[Variant], why: str, others: Set[Tuple[str, str]]
     ) -> None:
-        """Plan one wish. ``others`` are the variants that further wishes prefer: they are theirs, not this one's."""
+        """Plan one wish. ``others`` are variants that other wishes prefer: they are theirs, as those chosen before."""
         context = self._context(wish, entry)
+        others = others | {(one.model, one.quantization) for one in self.chosen}
         kept = [
             variant
             for variant in variants
-            if (entry.id, variant.quantization) not in others and published(self.state, variant.files)
+            if (entry.id, variant.quantization) not in others
+            and ((entry.id, variant.quantization) in self.assumed or was_chosen(self.state, variant.files))
         ]
         choice = None
         if kept and not self.settings.replan:
@@ -139,7 +170,8 @@ class _Host:
             self.warnings.append(f"two wishes for {entry.id} come to {choice.variant.quantization}; it is kept once")
             return
         if choice.variant.quantization != variants[0].quantization:
-            kind = "is published and still serves" if is_kept else "is the first that fits"
+            is_there = is_kept and was_chosen(self.state, choice.variant.files)
+            kind = "is published and still serves" if is_there else "is the first that fits"
             why = f"{why}; {choice.variant.quantization} {kind}"
         self.chosen.append(choice.variant)
         self.models.append(self._planned(entry, choice, context, listed, why))

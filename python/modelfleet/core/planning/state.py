@@ -78,6 +78,6 @@ def has_its_bytes(state: StoreState, file: PinnedFile) -> bool:
     return found is not None and found.size == file.size and not other
 
 
-def published(state: StoreState, files: Iterable[PinnedFile]) -> bool:
-    """Tell whether all ``files`` are there as they should be."""
-    return not any(why_missing(state, file) for file in files)
+def was_chosen(state: StoreState, files: Iterable[PinnedFile]) -> bool:
+    """Tell whether an earlier plan chose these ``files``: all are on record, damaged or newly pinned as they may be."""
+    return all(file.path in state.manifest for file in files)
