@@ -52,7 +52,7 @@ def test_offloaded_layers_and_split(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_options_reach_the_estimate(capsys: pytest.CaptureFixture[str]) -> None:
     more = ("--context", "32768", "--kv-type", "q8_0,f16", "--batch", "512", "--ubatch", "256", "--parallel", "2")
-    told = answer(capsys, "llama-3.1-8b-instruct", *CARD, *more, "--unified", "--flash-attention", "on")
+    told = answer(capsys, "llama-3.1-8b-instruct", *CARD, *more, "--unified", "--swa-full", "--flash-attention", "on")
     assert told["options"] == {
         "context": 32768,
         "batch": 512,
@@ -62,6 +62,7 @@ def test_options_reach_the_estimate(capsys: pytest.CaptureFixture[str]) -> None:
         "flash_attention": "on",
         "parallel": 2,
         "unified": True,
+        "full_window": True,
         "repack": True,
     }
 

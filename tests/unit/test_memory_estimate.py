@@ -111,6 +111,11 @@ def test_a_sliding_window_keeps_only_its_tokens() -> None:
     assert told.kv_cache == (5 * 32768 + 29 * 1536) * 4 * 2 * 256 * 2
 
 
+def test_a_window_that_is_kept_full_saves_nothing() -> None:
+    told = on_cpu(shape_from_catalog(GEMMA, "q4_0"), context=32768, full_window=True)
+    assert told.kv_cache == 34 * 32768 * 4 * 2 * 256 * 2
+
+
 def test_a_window_that_llama_cpp_ignores_is_ignored() -> None:
     # Mistral's files name a window, and the architecture llama has none in llama.cpp.
     assert on_cpu(shape_from_catalog(hyper(sliding_window=4096), "q4_0"), context=32768).kv_cache == 4096 * MIB

@@ -71,6 +71,7 @@ class Subject(NamedTuple):
 @click.option("--split", metavar="PART,...", help="How layers are divided among accelerators. Default: by memory.")
 @click.option("--parallel", type=click.IntRange(1), default=1, show_default=True, help="Sequences at once.")
 @click.option("--unified", is_flag=True, help="The sequences share one cache.")
+@click.option("--swa-full", "full_window", is_flag=True, help="Sliding-window layers keep the whole context.")
 @click.option("--tier", type=click.Choice(TIERS), default="auto", show_default=True, help="How the answer is found.")
 @click.option("--python", "python", metavar="PATH", help="A Python with llama-cpp-python, for the tier measured.")
 @click.option(
@@ -185,6 +186,7 @@ def _options(given: dict[str, Any]) -> EstimateOptions:
         flash_attention=given["flash_attention"],
         parallel=given["parallel"],
         unified=given["unified"],
+        full_window=given["full_window"],
     )
 
 

@@ -93,7 +93,11 @@ def predicted_bytes(path: str) -> Dict[str, int]:
     Without the overhead of process and driver: llama.cpp's buffers, with which it is compared, are without it too.
     """
     options = EstimateOptions(
-        context=CONTEXT_TOKENS, batch=CONTEXT_TOKENS, micro_batch=CONTEXT_TOKENS, flash_attention="off"
+        context=CONTEXT_TOKENS,
+        batch=CONTEXT_TOKENS,
+        micro_batch=CONTEXT_TOKENS,
+        flash_attention="off",
+        full_window=True,
     )
     try:
         [device] = estimate(shape_of(describe(path)), options, [DeviceShare("CPU", "cpu")]).devices

@@ -62,7 +62,7 @@ def main() -> int:
     settings.flash_attn_type = FLASH_ATTENTION[options["flash_attention"]]
     settings.n_seq_max = options["parallel"]
     settings.kv_unified = options["unified"]
-    settings.swa_full = False
+    settings.swa_full = options["full_window"]
     context = llama_cpp.llama_init_from_model(model, settings)
     if not context:
         return 1

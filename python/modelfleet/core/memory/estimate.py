@@ -39,6 +39,8 @@ class EstimateOptions:
     """How a model is loaded: tokens of context (all sequences together), and llama.cpp's own words for the rest.
 
     ``flash_attention`` is ``on``, ``off`` or ``auto``. ``unified``: the sequences share one cache.
+    ``full_window``: layers with a sliding window keep the whole context, as the class ``Llama`` of llama-cpp-python has
+    it unless it is told ``swa_full=False``.
     """
 
     context: int = 8192
@@ -49,6 +51,7 @@ class EstimateOptions:
     flash_attention: str = "auto"
     parallel: int = 1
     unified: bool = False
+    full_window: bool = False
     repack: bool = True
 
 
@@ -177,7 +180,7 @@ def uses_flash_attention(shape: ModelShape, options: EstimateOptions) -> bool:
 def _run(shape: ModelShape, options: EstimateOptions, flash: bool) -> Tuple[Run, Tuple[int, ...]]:
     """Return what decides the graph, and the bytes that each layer keeps."""
     micro = min(options.context, options.batch, options.micro_batch)
-    held = cells(options.context, micro, options.parallel, options.unified, shape.sliding_window)
+    held = cells(options.context, micro, options.parallel, options.unified, shape.sliding_window, options.full_window)
     # A batch is divided evenly among the sequences.
     tokens = padded_to(micro, options.parallel)
     cache = cache_bytes(shape, held, options.kv_type_k, options.kv_type_v, flash, options.parallel)

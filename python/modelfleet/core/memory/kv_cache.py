@@ -33,13 +33,19 @@ class Cells(NamedTuple):
     streams: int
 
 
-def cells(context: int, micro_batch: int, parallel: int, unified: bool, sliding_window: int) -> Cells:
-    """Return the cells that llama.cpp makes for ``context`` tokens, shared by ``parallel`` sequences."""
+def cells(
+    context: int, micro_batch: int, parallel: int, unified: bool, sliding_window: int, full_window: bool = False
+) -> Cells:
+    """Return the cells that llama.cpp makes for ``context`` tokens, shared by ``parallel`` sequences.
+
+    ``full_window``: sliding-window layers keep all of it, too (llama.cpp's ``swa_full``).
+    """
     padded = padded_to(context, CELLS)
     full = padded if unified else padded_to(padded // parallel, CELLS)
     window = 0
     if sliding_window:
-        window = padded_to(min(full, sliding_window * (parallel if unified else 1) + micro_batch), CELLS)
+        least = padded_to(min(full, sliding_window * (parallel if unified else 1) + micro_batch), CELLS)
+        window = full if full_window else least
     return Cells(full, window, 1 if unified else parallel)
 
 
