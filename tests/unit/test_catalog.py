@@ -122,6 +122,12 @@ class TestSelect:
         (variant,) = select([{"model": "small"}], [*CATALOG, own], LOCK)
         assert variant.files[0].path == "chat/specialized/small.q4_0.gguf"
 
+    def test_the_lock_is_held_against_the_entry_that_wins(self) -> None:
+        stated = changed(CATALOG, [0, "variants", "q4_0", "files", 0, "sha256"], "f" * 64)
+        assert "sha256" in message([{"model": "small"}], stated)
+        (variant,) = select([{"model": "small"}], [*stated, CATALOG[0]], LOCK)
+        assert variant.locked
+
     def test_everything_is_judged_whoever_wants_it(self) -> None:
         text = message([{"model": "bare"}], changed(CATALOG, [0, "category"], "nonsense"))
         assert "catalog entry small: category 'nonsense' is no directory of the store" in text

@@ -148,9 +148,13 @@ def read_catalog(entries: Sequence[Mapping[str, Any]], lock: Mapping[str, Any]) 
     locked = locked_models(lock)
     if not isinstance(entries, (list, tuple)):
         raise CatalogError("the catalog is not a list", "write each model as an entry beginning with '- id: …'")
+    # The lock pins what the last entry of an id says: to one that it wins over it can be a contradiction.
+    last = {str(raw.get("id")): number for number, raw in enumerate(entries) if isinstance(raw, Mapping)}
+    pinned_entries = set(last.values())
     known: Dict[str, Entry] = {}
     for number, raw in enumerate(entries):
-        entry = _entry(Section(raw, "catalog", (number,), f"catalog entry {number + 1}", "id"), locked)
+        pinned = locked if number in pinned_entries else {}
+        entry = _entry(Section(raw, "catalog", (number,), f"catalog entry {number + 1}", "id"), pinned)
         known[entry.id] = entry
     return Catalog(known)
 
