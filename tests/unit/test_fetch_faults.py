@@ -360,7 +360,9 @@ class TestSlow:
             started = time.monotonic()
             assert get(pinned(server), temporary) == CONTENT
             assert time.monotonic() - started < 10
-            assert f"bytes={3 * MIB + 5}-" in server.ranges
+            # A few bytes that had come without filling a read may be asked for again.
+            again = [int(asked[len("bytes=") : -1]) for asked in server.ranges if asked is not None]
+            assert len(again) == 1 and 3 * MIB <= again[0] <= 3 * MIB + 5
 
     def test_the_default_gives_up_in_under_30_seconds(self) -> None:
         patience = Patience()
