@@ -16,6 +16,7 @@ from modelfleet.core.memory.kv_cache import CACHE_TYPES, cells
 from modelfleet.core.memory.plain import KINDS, WHISPER, estimate_weights
 from modelfleet.core.memory.shape import ModelShape, shape_of
 from modelfleet.core.memory.synthesis import shape_from_catalog
+from support.planning import SHAPE_8B
 
 MIB = 1024 * 1024
 CPU = (DeviceShare("CPU", "cpu"),)
@@ -23,20 +24,7 @@ CPU = (DeviceShare("CPU", "cpu"),)
 
 def hyper(**changed: Any) -> dict[str, Any]:
     """Return Llama-3.1-8B's hyperparameters, changed."""
-    return {
-        "architecture": "llama",
-        "layers": 32,
-        "embedding_length": 4096,
-        "feed_forward_length": 14336,
-        "heads": 32,
-        "heads_kv": 8,
-        "key_length": 128,
-        "value_length": 128,
-        "vocabulary_size": 128256,
-        "context_length": 131072,
-        "rope_factors": True,
-        **changed,
-    }
+    return {**SHAPE_8B, **changed}
 
 
 GEMMA = hyper(

@@ -9,20 +9,8 @@ import pytest
 from modelfleet.core.errors import ConfigurationError
 from modelfleet.core.memory.shape import shape_from_dict, shape_to_dict
 from modelfleet.core.memory.synthesis import QUANTIZATIONS, shape_from_catalog
+from support.planning import SHAPE_8B as LLAMA_8B
 
-LLAMA_8B: dict[str, Any] = {
-    "architecture": "llama",
-    "layers": 32,
-    "embedding_length": 4096,
-    "feed_forward_length": 14336,
-    "heads": 32,
-    "heads_kv": 8,
-    "key_length": 128,
-    "value_length": 128,
-    "vocabulary_size": 128256,
-    "context_length": 131072,
-    "rope_factors": True,
-}
 QWEN_7B = {
     **LLAMA_8B,
     "architecture": "qwen2",
