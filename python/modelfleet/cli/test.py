@@ -24,10 +24,11 @@ CONTAINERS = "tests/support/containers.py"
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a stage ended: ``passed``, ``failed`` or ``skipped``, and one line about it where there is one to tell."""
+    """How a stage ended: ``passed``, ``failed`` or ``skipped``, one line about it, and a line a failed test."""
 
     verdict: str
     note: str = ""
+    failures: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,12 @@ def run(*command: str, folder: Path = CHECKOUT) -> Outcome:
 
 
 def run_pytest(options: Options) -> Outcome:
-    """Run pytest, show its output and keep its closing line, which would be far up by the end of all stages."""
+    """Run pytest, show its output and keep what failed and its closing line, which are far up by the end."""
     command = [sys.executable, "-m", "pytest", *(["--long"] if options.long else []), *options.pytest_arguments]
     if sys.stdout.isatty():
         command.append("--color=yes")
     closing = ""
+    failures: list[str] = []
     with subprocess.Popen(
         command, cwd=CHECKOUT, env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -63,7 +65,10 @@ def run_pytest(options: Options) -> Outcome:
         for line in process.stdout:
             click.echo(line, nl=False)
             closing = line.strip() or closing
-    return Outcome("passed" if process.returncode == 0 else "failed", click.unstyle(closing).strip("= "))
+            if (plain := click.unstyle(line)).startswith(("FAILED ", "ERROR ")):
+                failures.append(plain.strip())
+    verdict = "passed" if process.returncode == 0 else "failed"
+    return Outcome(verdict, click.unstyle(closing).strip("= "), failures)
 
 
 def prepare_containers(options: Options) -> Outcome:
@@ -157,4 +162,6 @@ def command(long_tests: bool, only: tuple[str, ...], pytest_arguments: tuple[str
         colour = {"passed": "green", "failed": "red", "skipped": "yellow"}[outcome.verdict]
         verdict = click.style(f"{outcome.verdict:8}", fg=colour)
         click.echo(f"{name:14}{verdict}{format_duration(seconds):>8}  {outcome.note}".rstrip(), err=True)
+        for line in outcome.failures:
+            click.echo(f"  {line}", err=True)
     return 1 if any(outcome.verdict == "failed" for _, outcome, _ in results) else 0
