@@ -10,7 +10,7 @@ from pathlib import Path
 # Plain ansible-playbook may run in an environment that has no package, or that of another checkout.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "python"))
 
-from modelfleet.actions import RuntimeAction
+from modelfleet.runtime_action import RuntimeAction
 
 
 class ActionModule(RuntimeAction):

@@ -20,11 +20,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.plugins.action import ActionBase
 
 from .core.units import format_bytes, format_duration
-from .packaging import build_wheel
 
 PROGRESS_FILE = "MODELFLEET_PROGRESS_FILE"
 POLL_SECONDS = 1.0
@@ -62,7 +60,7 @@ class BackgroundAction(ActionBase):  # type: ignore[misc]
 
     def _follow(self, job: dict[str, str], task_vars: dict[str, Any]) -> Result:
         """Read the progress of a job until it ends; returns its result."""
-        teller = _Teller(str(task_vars.get("inventory_hostname", "")), self._task.get_name(), self._display)
+        teller = Teller(str(task_vars.get("inventory_hostname", "")), self._task.get_name(), self._display)
         wait, process, started = FIRST_POLL_SECONDS, None, time.monotonic()
         while True:
             time.sleep(wait)
@@ -99,86 +97,7 @@ class BackgroundAction(ActionBase):  # type: ignore[misc]
         return path
 
 
-class RuntimeAction(BackgroundAction):
-    """Brings the modelfleet package and kept wheels to the host; keeps the wheel that is compiled there."""
-
-    def execute(self, arguments: dict[str, Any], task_vars: dict[str, Any]) -> Result:
-        """See BackgroundAction."""
-        named = str(arguments.pop("wheelhouse", "") or "")
-        wheelhouse = Wheelhouse(Path(named).expanduser()) if named else None
-        package = build_wheel()
-        arguments["package_sha256"] = package.sha256
-        seen = self.call({**arguments, "state": "inspect"}, task_vars)
-        if seen.get("failed") or seen.get("unreachable"):
-            return seen
-        kept = wheelhouse.find(str(seen["build_key"])) if wheelhouse and seen["build_required"] else None
-        if arguments.get("state") == "inspect":
-            if kept:
-                seen.update(build_required=False, missing_build_tools=[])
-            return seen
-        if self._task.check_mode or not seen["update_required"]:
-            return self.call(arguments, task_vars)
-        arguments["package_path"] = self.bring(package.filename, package.content)
-        if kept:
-            arguments["wheel_path"] = self.bring(kept.name, kept.read_bytes())
-            arguments["wheel_sha256"] = Wheelhouse.pin(kept)
-        result = super().execute(arguments, task_vars)
-        if result.get("compiled") and wheelhouse:
-            try:
-                wheelhouse.keep(
-                    str(result["build_key"]), str(result["wheel"]), str(result["wheel_sha256"]), self._connection
-                )
-            except AnsibleConnectionFailure:
-                raise
-            except (AnsibleError, OSError) as error:
-                # The environment is there all the same; a later host compiles once more.
-                reason = _clean(" ".join(str(error).split()))
-                self._display.warning(f"the compiled wheel was not kept in {named}: {reason}")
-        return result
-
-
-class Wheelhouse:
-    """Compiled wheels on the controller, one folder a build, each wheel beside its SHA-256.
-
-    What a host says is never used as a path before it has the form of a plain name.
-    """
-
-    _KEY = re.compile(r"llama_cpp_python-[A-Za-z0-9][A-Za-z0-9_.+-]{0,150}")
-    _NAME = re.compile(r"llama_cpp_python-[A-Za-z0-9][A-Za-z0-9_.+-]{0,150}\.whl")
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def find(self, key: str) -> Path | None:
-        """Return the wheel that is kept of a build, or None."""
-        if not self._KEY.fullmatch(key):
-            return None
-        wheels = sorted((self._folder / key).glob("*.whl"))
-        return next((wheel for wheel in wheels if Path(f"{wheel}.sha256").exists()), None)
-
-    @staticmethod
-    def pin(wheel: Path) -> str:
-        """Return the SHA-256 that was written down when the wheel was kept."""
-        return Path(f"{wheel}.sha256").read_text(encoding="ascii").strip()
-
-    def keep(self, key: str, remote: str, sha256: str, connection: Any) -> None:
-        """Copy the wheel at ``remote`` on a host into the wheelhouse, unless its hash is another."""
-        name = remote.rsplit("/", 1)[-1]
-        if not (self._KEY.fullmatch(key) and self._NAME.fullmatch(name)):
-            return
-        folder = self._folder / key
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".{os.getpid()}"
-        try:
-            connection.fetch_file(remote, str(temporary))
-            if _sha256(temporary) == sha256:
-                temporary.replace(folder / name)
-                (folder / f"{name}.sha256").write_text(sha256, encoding="ascii")
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-class _Teller:
+class Teller:
     """Tells each step once, and its progress now and then."""
 
     def __init__(self, host: str, task: str, display: Any) -> None:
@@ -191,7 +110,7 @@ class _Teller:
 
     def tell(self, state: Result) -> None:
         """Pass on what the host says; its texts are cleaned, its numbers checked."""
-        step, item = _clean(state.get("step")), _clean(state.get("item"))
+        step, item = clean(state.get("step")), clean(state.get("item"))
         if not step:
             return
         now = time.monotonic()
@@ -209,7 +128,7 @@ class _Teller:
             "item": item,
             "done": done,
             "total": total,
-            "unit": _clean(state.get("unit")),
+            "unit": clean(state.get("unit")),
             "rate": rate,
             "eta_seconds": (total - done) / rate if rate and total and done is not None else None,
             "elapsed_seconds": _number(state.get("elapsed_seconds")),
@@ -252,7 +171,8 @@ def _parse(text: str) -> Result:
     return value if isinstance(value, dict) else {}
 
 
-def _clean(value: Any) -> str | None:
+def clean(value: Any) -> str | None:
+    """Return a text of a host without control characters, and not too long of it; None where it is no text."""
     return _CONTROL.sub("", value)[:200] if isinstance(value, str) else None
 
 
@@ -261,10 +181,3 @@ def _number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return value if 0 <= value < 2**63 else None
-
-
-def _sha256(path: Path) -> str:
-    import hashlib
-
-    with path.open("rb") as source:
-        return hashlib.file_digest(source, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""What the action plugins do on the controller: follow work on a host, show it, keep compiled wheels."""
+"""What the action plugins do on the controller: follow work on a host, and show it."""
 
 from __future__ import annotations
 
@@ -13,77 +13,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ansible.errors import AnsibleConnectionFailure, AnsibleFileNotFound
 from modelfleet import actions
-from modelfleet.actions import BackgroundAction, RuntimeAction, Wheelhouse, _Teller
-from modelfleet.packaging import build_wheel
-from support.index import sha256
-
-KEY = "llama_cpp_python-0.3.36-cpu-linux_x86_64-glibc2.36-abcdef01"
-WHEEL = "llama_cpp_python-0.3.36-py3-none-any.whl"
-
-
-class Display:
-    """Keeps what is shown."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.warnings: list[str] = []
-
-    def display(self, line: str) -> None:
-        self.lines.append(line)
-
-    def warning(self, line: str) -> None:
-        self.warnings.append(line)
-
-
-class Connection:
-    """A host whose files are this machine's."""
-
-    def __init__(self, folder: Path) -> None:
-        self._shell = SimpleNamespace(tmpdir=str(folder), join_path=os.path.join)
-        self.lost = False
-
-    def fetch_file(self, remote: str, local: str) -> None:
-        if self.lost:
-            raise AnsibleFileNotFound(file_name=remote)
-        Path(local).write_bytes(Path(remote).read_bytes())
-
-
-class OnThisMachine:
-    """What Ansible does for an action plugin, with a real shell on this machine and a module that is a function."""
-
-    def __init__(self, folder: Path, check_mode: bool = False) -> None:
-        self._task = SimpleNamespace(check_mode=check_mode, args={}, get_name=lambda: "the task")
-        self._connection = Connection(folder)
-        self._display = Display()
-        self.calls: list[dict[str, Any]] = []
-        self.commands: list[str] = []
-        self.answers: list[dict[str, Any]] = []
-
-    def _execute_module(self, module_args: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
-        self.calls.append(module_args)
-        return self.answers.pop(0)
-
-    def _low_level_execute_command(self, command: str, sudoable: bool) -> dict[str, Any]:
-        assert sudoable
-        self.commands.append(command)
-        done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True)
-        return {"stdout": done.stdout, "stderr": done.stderr, "rc": done.returncode}
-
-    def _transfer_data(self, path: str, content: bytes) -> None:
-        Path(path).write_bytes(content)
-
-    def _fixup_perms2(self, paths: tuple[str, ...]) -> None:
-        assert all(os.path.exists(path) for path in paths)
+from modelfleet.actions import BackgroundAction, Teller
+from support.action import Display, OnThisMachine
 
 
 class Background(OnThisMachine, BackgroundAction):
     """The action plugin on this machine."""
-
-
-class Runtime(OnThisMachine, RuntimeAction):
-    """The action plugin of the runtime on this machine."""
 
 
 @pytest.fixture(autouse=True)
@@ -253,7 +189,7 @@ class TestTeller:
         return now
 
     def test_each_step_once_and_progress_now_and_then(self, display: Display, now: list[float]) -> None:
-        teller = _Teller("host1", "task", display)
+        teller = Teller("host1", "task", display)
         for second in range(12):
             teller.tell({"step": "fetching", "done": second * 1024**2, "total": 20 * 1024**2, "unit": "bytes"})
             now[0] += 1
@@ -266,7 +202,7 @@ class TestTeller:
         ]
 
     def test_steps_are_counted(self, display: Display, now: list[float]) -> None:
-        teller = _Teller("host1", "task", display)
+        teller = Teller("host1", "task", display)
         teller.tell({"step": "compiling", "done": 10, "total": 200, "unit": "steps"})
         now[0] += 10
         teller.tell({"step": "compiling", "done": 20, "total": 200, "unit": "steps"})
@@ -276,7 +212,7 @@ class TestTeller:
         self, display: Display, now: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv(actions.PROGRESS_FILE, str(tmp_path / "events"))
-        teller = _Teller("host1", "task", display)
+        teller = Teller("host1", "task", display)
         teller.tell({"step": "fetching", "item": "a", "done": 10, "total": 30, "unit": "bytes", "elapsed_seconds": 2.5})
         now[0] += 2
         teller.tell({"step": "fetching", "item": "a", "done": 20, "total": 30, "unit": "bytes", "elapsed_seconds": 4.5})
@@ -297,163 +233,8 @@ class TestTeller:
         assert display.lines == []
 
     def test_no_control_character_reaches_the_terminal(self, display: Display, now: list[float]) -> None:
-        teller = _Teller("host1", "task", display)
+        teller = Teller("host1", "task", display)
         teller.tell({"step": "a\x1b[31m\r\nb\x07\x00\x9b31m\x7f", "item": "c\x08d\te"})
         assert display.lines == ["  host1: a[31mb31m: cde"]
         teller.tell({"step": "\x1b\x07"})
         assert len(display.lines) == 1
-
-
-class TestWheelhouse:
-    @pytest.fixture
-    def wheelhouse(self, tmp_path: Path) -> Wheelhouse:
-        return Wheelhouse(tmp_path / "house")
-
-    @pytest.fixture
-    def remote(self, tmp_path: Path) -> Path:
-        remote = tmp_path / "host" / WHEEL
-        remote.parent.mkdir()
-        remote.write_bytes(b"a wheel")
-        return remote
-
-    def test_what_is_kept_is_found(self, tmp_path: Path, wheelhouse: Wheelhouse, remote: Path) -> None:
-        assert wheelhouse.find(KEY) is None
-        wheelhouse.keep(KEY, str(remote), sha256(remote), Connection(tmp_path))
-        kept = wheelhouse.find(KEY)
-        assert kept == tmp_path / "house" / KEY / WHEEL and kept.read_bytes() == b"a wheel"
-        assert Wheelhouse.pin(kept) == sha256(remote)
-        assert sorted(path.name for path in kept.parent.iterdir()) == [WHEEL, f"{WHEEL}.sha256"]
-
-    def test_another_hash_is_not_kept(self, tmp_path: Path, wheelhouse: Wheelhouse, remote: Path) -> None:
-        wheelhouse.keep(KEY, str(remote), "0" * 64, Connection(tmp_path))
-        assert wheelhouse.find(KEY) is None and list((tmp_path / "house" / KEY).iterdir()) == []
-
-    @pytest.mark.parametrize(
-        "key",
-        [
-            *("../x", "/etc", "..", "", "llama_cpp_python-../../x", "llama_cpp_python-x/y", "llama_cpp_python-\0"),
-            *("llama_cpp_python-x\n", "llama_cpp_python-é", "llama_cpp_python-" + "x" * 200, "other-1.0", "*"),
-        ],
-    )
-    def test_a_key_that_is_no_plain_name(self, tmp_path: Path, wheelhouse: Wheelhouse, remote: Path, key: str) -> None:
-        wheelhouse.keep(key, str(remote), sha256(remote), Connection(tmp_path))
-        assert wheelhouse.find(key) is None
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["host"]
-
-    @pytest.mark.parametrize(
-        "remote",
-        [
-            *("../../x.whl", "/x/..", "/x/", "x.whl", "llama_cpp_python-1.tar.gz", "/x/llama_cpp_python-1.whl\n"),
-            *("/x/llama_cpp_python-\x1b.whl", "/x/.llama_cpp_python-1.whl", "/x/llama_cpp_python-..\\..\\x.whl"),
-        ],
-    )
-    def test_a_wheel_that_is_no_plain_name(self, tmp_path: Path, wheelhouse: Wheelhouse, remote: str) -> None:
-        connection = Connection(tmp_path)
-        connection.lost = True
-        wheelhouse.keep(KEY, remote, "0" * 64, connection)
-        assert list(tmp_path.iterdir()) == []
-
-    def test_a_wheel_without_its_hash_does_not_count(self, tmp_path: Path, wheelhouse: Wheelhouse) -> None:
-        folder = tmp_path / "house" / KEY
-        folder.mkdir(parents=True)
-        (folder / WHEEL).touch()
-        assert wheelhouse.find(KEY) is None
-
-
-class TestRuntime:
-    @pytest.fixture
-    def runtime(self, tmp_path: Path) -> Runtime:
-        (tmp_path / "transfer").mkdir()
-        return Runtime(tmp_path / "transfer")
-
-    @pytest.fixture
-    def house(self, tmp_path: Path) -> Path:
-        return tmp_path / "house"
-
-    def seen(self, update: bool = True, build: bool = True) -> dict[str, Any]:
-        return {
-            "changed": False,
-            "update_required": update,
-            "build_required": build,
-            "build_key": KEY,
-            "missing_build_tools": ["cmake"] if build else [],
-        }
-
-    def keep(self, house: Path) -> Path:
-        folder = house / KEY
-        folder.mkdir(parents=True)
-        (folder / WHEEL).write_bytes(b"a wheel")
-        (folder / f"{WHEEL}.sha256").write_text(sha256(folder / WHEEL))
-        return folder / WHEEL
-
-    def test_nothing_to_do_brings_nothing(self, runtime: Runtime, house: Path) -> None:
-        runtime.answers = [self.seen(update=False, build=False), {"changed": False}]
-        assert run(runtime, state="present", wheelhouse=str(house)) == {"changed": False}
-        assert [call.get("state") for call in runtime.calls] == ["inspect", "present"]
-        assert runtime.calls[0]["package_sha256"] == build_wheel().sha256
-        assert os.listdir(runtime._connection._shell.tmpdir) == []
-        assert all("wheelhouse" not in call for call in runtime.calls)
-
-    def test_inspect_knows_the_wheelhouse(self, runtime: Runtime, house: Path) -> None:
-        runtime.answers = [self.seen()]
-        assert run(runtime, state="inspect", wheelhouse=str(house))["missing_build_tools"] == ["cmake"]
-        self.keep(house)
-        runtime.answers = [self.seen()]
-        seen = run(runtime, state="inspect", wheelhouse=str(house))
-        assert (seen["build_required"], seen["missing_build_tools"]) == (False, [])
-
-    def test_a_failure_to_inspect_is_the_tasks(self, runtime: Runtime) -> None:
-        runtime.answers = [{"failed": True, "msg": "no"}]
-        assert run(runtime, state="present") == {"failed": True, "msg": "no"}
-
-    def test_a_kept_wheel_is_brought(self, runtime: Runtime, house: Path) -> None:
-        kept = self.keep(house)
-        runtime.answers = [self.seen(), {"changed": True}]
-        assert run(runtime, state="present", wheelhouse=str(house)) == {"changed": True}
-        call = runtime.calls[-1]
-        assert call["background"] is True and call["wheel_sha256"] == sha256(kept)
-        assert Path(call["wheel_path"]).read_bytes() == b"a wheel"
-        assert Path(call["package_path"]).read_bytes() == build_wheel().content
-
-    def test_a_compiled_wheel_is_kept(self, tmp_path: Path, runtime: Runtime, house: Path) -> None:
-        remote = tmp_path / WHEEL
-        remote.write_bytes(b"compiled")
-        compiled = {"compiled": True, "build_key": KEY, "wheel": str(remote), "wheel_sha256": sha256(remote)}
-        runtime.answers = [self.seen(), compiled]
-        assert run(runtime, state="present", wheelhouse=str(house)) == compiled
-        kept = Wheelhouse(house).find(KEY)
-        assert kept is not None and kept.read_bytes() == b"compiled"
-
-    @pytest.mark.parametrize("trouble", ["cannot be fetched", "read-only wheelhouse"])
-    def test_a_wheel_that_cannot_be_kept_does_not_undo_the_work(
-        self, tmp_path: Path, runtime: Runtime, house: Path, trouble: str
-    ) -> None:
-        """A home that only its owner may enter, say: the environment is there all the same."""
-        remote = tmp_path / WHEEL
-        remote.write_bytes(b"compiled")
-        compiled = {"compiled": True, "build_key": KEY, "wheel": str(remote), "wheel_sha256": sha256(remote)}
-        runtime.answers = [self.seen(), compiled]
-        if trouble == "cannot be fetched":
-            runtime._connection.lost = True
-        else:
-            house.touch()
-        assert run(runtime, state="present", wheelhouse=str(house)) == compiled
-        (warning,) = runtime._display.warnings
-        assert warning.startswith("the compiled wheel was not kept in ") and "\n" not in warning
-
-    def test_a_lost_connection_is_lost(self, tmp_path: Path, runtime: Runtime, house: Path) -> None:
-        def lose(remote: str, local: str) -> None:
-            raise AnsibleConnectionFailure("gone")
-
-        runtime._connection.fetch_file = lose  # type: ignore[method-assign]
-        compiled = {"compiled": True, "build_key": KEY, "wheel": f"/x/{WHEEL}", "wheel_sha256": "0" * 64}
-        runtime.answers = [self.seen(), compiled]
-        with pytest.raises(AnsibleConnectionFailure):
-            run(runtime, state="present", wheelhouse=str(house))
-
-    def test_check_mode_brings_nothing(self, tmp_path: Path, house: Path) -> None:
-        (tmp_path / "transfer").mkdir()
-        checking = Runtime(tmp_path / "transfer", check_mode=True)
-        checking.answers = [self.seen(), {"changed": True}]
-        assert run(checking, state="present", wheelhouse=str(house)) == {"changed": True}
-        assert os.listdir(tmp_path / "transfer") == [] and not house.exists()
