@@ -60,6 +60,17 @@ options:
       - Used by the action plugin.
     type: str
     default: ""
+  builders:
+    description:
+      - The hosts whose wheels are trusted, and that alone may compile. Empty means all.
+      - Used by the action plugin.
+    type: list
+    elements: str
+    default: []
+  compile:
+    description: Whether this host may compile; else it installs a kept wheel, or fails. Used by the action plugin.
+    type: bool
+    default: true
   package_sha256:
     description: The SHA-256 of the modelfleet package that belongs in the environment. Set by the action plugin.
     type: str
@@ -188,6 +199,8 @@ def get_argument_spec() -> dict:
         "instruction_sets": {"type": "list", "elements": "str", "required": True},
         "ca_bundle": {"type": "path", "default": ""},
         "wheelhouse": {"type": "str", "default": ""},
+        "builders": {"type": "list", "elements": "str", "default": []},
+        "compile": {"type": "bool", "default": True},
         "package_sha256": {"type": "str", "default": ""},
         "package_path": {"type": "path", "default": ""},
         "wheel_path": {"type": "path", "default": ""},

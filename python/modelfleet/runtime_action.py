@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
+from ansible.module_utils.parsing.convert_bool import boolean
 
 from .actions import BackgroundAction, Result, Teller, clean
 from .packaging import build_wheel
@@ -25,7 +26,8 @@ class RuntimeAction(BackgroundAction):
         builders = list(arguments.pop("builders", None) or [])
         wheelhouse = Wheelhouse(Path(named).expanduser()) if named else None
         host = str(task_vars.get("inventory_hostname", ""))
-        allowed = not builders or host in builders
+        compiles = boolean(arguments.pop("compile", True))
+        allowed = compiles and (not builders or host in builders)
         package = build_wheel()
         arguments["package_sha256"] = package.sha256
         seen = self.call({**arguments, "state": "inspect"}, task_vars)
@@ -84,9 +86,9 @@ class RuntimeAction(BackgroundAction):
 
 def refusal(host: str, builders: Sequence[str], lacking: str) -> Result:
     """Return the failure of a host that needs a wheel and may not compile one."""
-    names = ", ".join(builders)
+    who = f"the builders are {', '.join(builders)}" if builders else "the first of its kind in this run does"
     return {
         "failed": True,
-        "msg": f"there is {lacking}, and {host} compiles none: the builders are {names}; run the builder of this kind "
-        f"first, see why it failed, or add {host} to runtime_builders",
+        "msg": f"there is {lacking}, and {host} compiles none: {who}; "
+        f"run that one first, see why it failed, or add {host} to runtime_builders",
     }

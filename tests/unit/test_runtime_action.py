@@ -157,7 +157,7 @@ class TestBuilders:
         lacking = f"no wheel of {KEY} in {named}" if house else "no wheelhouse"
         assert result["failed"] and result["msg"] == (
             f"there is {lacking}, and host1 compiles none: the builders are host2, host3; "
-            "run the builder of this kind first, see why it failed, or add host1 to runtime_builders"
+            "run that one first, see why it failed, or add host1 to runtime_builders"
         )
         assert [call["state"] for call in runtime.calls] == ["inspect"]
 
