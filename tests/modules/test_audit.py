@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,23 +12,18 @@ import pytest
 from modelfleet.core.pins import PinnedFile
 from modelfleet.core.planning.document import HostPlan, ModelPlan
 from modelfleet.core.privilege import Account
-from modelfleet.core.store import manifest
 from support.grounds import needs_root
 from support.models import gguf
+from support.settled import soon_settled
 from support.work import result_of
+
+__all__ = ["soon_settled"]
+pytestmark = pytest.mark.usefixtures("soon_settled")
 
 Call = Callable[..., dict[str, Any]]
 
 CONTENT = gguf(b"x" * 50_000)
 NAMES = ("chat/7b/one.gguf", "chat/13b/two.gguf")
-
-
-@pytest.fixture(autouse=True)
-def soon_settled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file system of today stamps finely enough: wait less for a stat to prove something."""
-    # The module has the shared code under a name of its own.
-    for module in (manifest, importlib.import_module("ansible.module_utils.modelfleet.core.store.manifest")):
-        monkeypatch.setattr(module, "RACY_NS", 30_000_000)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,20 +13,16 @@ from modelfleet.core.fetch.transfer import part_key
 from modelfleet.core.pins import PinnedFile
 from modelfleet.core.planning.document import HostPlan, ModelPlan
 from modelfleet.core.publishing import units_of
-from modelfleet.core.store import manifest
 from support.models import gguf
+from support.settled import soon_settled
+
+__all__ = ["soon_settled"]
+pytestmark = pytest.mark.usefixtures("soon_settled")
 
 Call = Callable[..., dict[str, Any]]
 
 CONTENT = gguf(b"x" * 50_000)
 NAMES = {"one": "chat/7b/one.gguf", "two": "chat/13b/two.gguf"}
-
-
-@pytest.fixture(autouse=True)
-def soon_settled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file system of today stamps finely enough: wait less for a stat to prove something."""
-    for module in (manifest, importlib.import_module("ansible.module_utils.modelfleet.core.store.manifest")):
-        monkeypatch.setattr(module, "RACY_NS", 30_000_000)
 
 
 def planned(store: Path, ground: Path, *names: str, action: str = "keep", path: str = "") -> HostPlan:

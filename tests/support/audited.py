@@ -15,7 +15,6 @@ from modelfleet.core.pins import PinnedFile
 from modelfleet.core.planning.document import HostPlan, ModelPlan
 from modelfleet.core.privilege import Account, acting_as
 from modelfleet.core.publishing import carry_out
-from modelfleet.core.store import manifest as manifest_module
 from modelfleet.core.store.audit import Audit, audit
 from modelfleet.core.store.manifest import MANIFEST, read_manifest, write_manifest
 from modelfleet.core.store.repair import put_right
@@ -31,12 +30,6 @@ CONTENTS = {
     UNIT[0]: b"{}",
     UNIT[1]: gguf(b"z" * 1000),
 }
-
-
-@pytest.fixture(autouse=True)
-def soon_settled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file system of today stamps finely enough: wait less for a stat to prove something."""
-    monkeypatch.setattr(manifest_module, "RACY_NS", 30_000_000)
 
 
 @pytest.fixture

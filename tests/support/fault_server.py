@@ -73,7 +73,8 @@ GOOD = Act()
 
 
 class FaultServer(http.server.ThreadingHTTPServer):
-    """Serves ``content`` under every path. ``acts`` are used up in turn, by path; then all goes well.
+    """Serves ``content`` under every path that ``files`` does not have. ``acts`` are used up in turn, by path; then
+    all goes well.
 
     Requests for a range that has an end use up ``segment_acts``.
 
@@ -88,6 +89,7 @@ class FaultServer(http.server.ThreadingHTTPServer):
         self.address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
         super().__init__((address, 0), _Handler)
         self.content = content
+        self.files: dict[str, bytes] = {}
         self.acts = list(acts)
         self.segment_acts: list[Act] = []
         self.by_path: dict[str, list[Act]] = {}
@@ -165,7 +167,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._file(act)
 
     def _file(self, act: Act) -> None:
-        content = act.content if act.content is not None else self.server.content
+        content = act.content
+        if content is None:
+            content = self.server.files.get(self.path, self.server.content)
         if act.flip is not None and content:
             changed = bytearray(content)
             changed[act.flip % len(changed)] ^= 0x10

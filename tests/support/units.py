@@ -14,22 +14,17 @@ from fuzz.seeds import ARCHITECTURE, UINT32, pair, safetensors, safetensors_entr
 from fuzz.seeds import gguf as gguf_of
 from modelfleet.core import publishing
 from modelfleet.core.fetch import transfer
-from modelfleet.core.fetch.settings import FetchSettings
+from modelfleet.core.fetch.settings import FetchSettings, Patience
 from modelfleet.core.jobs import Progress
 from modelfleet.core.pins import PinnedFile
 from modelfleet.core.planning.document import HostPlan, ModelPlan
 from modelfleet.core.publishing import Outcome, carry_out, foresee
-from modelfleet.core.store import manifest
+
+from .fault_server import FaultServer
 
 UNIT = "embeddings/small"
 ENTRY = "big-00001-of-00003.gguf"
 """The file of ``split`` that readers open first."""
-
-
-@pytest.fixture
-def soon_settled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file system of today stamps finely enough: wait less for a stat to prove something."""
-    monkeypatch.setattr(manifest, "RACY_NS", 30_000_000)
 
 
 def weights(name: str = "a") -> bytes:
@@ -57,20 +52,29 @@ def split(note: int = 0) -> dict[str, bytes]:
     return {f"big-{number + 1:05d}-of-00003.gguf": shard(number) for number in range(3)}
 
 
-class Host:
-    """A store, and a place that its models come from."""
+ONCE = FetchSettings(patience=Patience(tries=1))
+"""Nothing is tried again within a run."""
 
-    def __init__(self, store: Path, sources: Path) -> None:
+
+class Host:
+    """A store, and a place that its models come from: a folder, or a server."""
+
+    def __init__(self, store: Path, sources: Path | FaultServer) -> None:
         self.store = store
         self.sources = sources
         self.fetched: list[str] = []
 
     def pin(self, folder: str, name: str, content: bytes) -> PinnedFile:
         digest = hashlib.sha256(content).hexdigest()
-        source = self.sources / digest
-        source.write_bytes(content)
-        source.chmod(0o644)
-        return PinnedFile(f"{folder}/{name}", source.as_uri(), len(content), digest, None)
+        if isinstance(self.sources, Path):
+            path = self.sources / digest
+            path.write_bytes(content)
+            path.chmod(0o644)
+            source = path.as_uri()
+        else:
+            self.sources.files[f"/{digest}"] = content
+            source = self.sources.url(f"/{digest}")
+        return PinnedFile(f"{folder}/{name}", source, len(content), digest, None)
 
     def model(
         self, files: Mapping[str, bytes], folder: str = UNIT, action: str = "fetch", allow_pickle: bool = False
@@ -85,7 +89,7 @@ class Host:
     def run(self, *models: ModelPlan) -> Outcome:
         plan = HostPlan(str(self.store), models)
         expected = foresee(plan)
-        outcome = carry_out(plan, FetchSettings(), Progress())
+        outcome = carry_out(plan, ONCE, Progress())
         assert sorted(outcome.published) == sorted(expected.published) and outcome.removed == expected.removed
         return outcome
 
@@ -102,6 +106,7 @@ class Host:
         return foresee(HostPlan(str(self.store), (self.model(files, folder),))) == Outcome([], [], [])
 
     def lose_sources(self) -> None:
+        assert isinstance(self.sources, Path)
         for path in self.sources.iterdir():
             path.unlink()
 

@@ -10,7 +10,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +26,16 @@ from modelfleet.core.publishing import carry_out, is_proved
 from modelfleet.core.store import manifest as manifest_module
 from modelfleet.core.store.manifest import MANIFEST, locked, read_manifest
 from modelfleet.core.store.publish import Proof, publish_files, record, refuse_irregular
-from modelfleet.core.store.tree import Tree, converge
 from support.grounds import needs_root
 from support.index import make_wheel, sha256
 from support.models import gguf
+from support.settled import soon_settled
+
+__all__ = ["soon_settled"]
+pytestmark = pytest.mark.usefixtures("soon_settled")
 
 NAME = "chat/7b/model.gguf"
 CONTENT = gguf(b"x" * 100_000)
-
-
-@pytest.fixture(autouse=True)
-def soon_settled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file system of today stamps finely enough: wait less for a stat to prove something."""
-    monkeypatch.setattr(manifest_module, "RACY_NS", 30_000_000)
 
 
 STAGING = "modelfleet-unit-x"
@@ -407,14 +404,14 @@ import sys
 sys.path.insert(0, sys.argv[1])
 sys.path.insert(0, sys.argv[2])
 from pathlib import Path
-from test_publish import *
+from test_publish import carry_out, manifest_module, pinned, plan_for, PackageIndexSettings, Progress
 plan = plan_for(Path(sys.argv[3]), pinned(Path(sys.argv[4])))
 print("planned", flush=True)
 sys.stdin.readline()
 class Told(Progress):
     def update(self, step, *_):
         print(step, flush=True)
-manifest_module.RACY_NS = 30_000_000
+manifest_module.RACY_NS = 12_000_000
 carry_out(plan, PackageIndexSettings(()), Told())
 """
 
@@ -463,46 +460,3 @@ carry_out(plan, PackageIndexSettings(()), Told())
             os.waitpid(holder, 0)
         assert "publishing" in waiter.communicate(timeout=60)[0]
         assert is_kept(store, pinned(source))
-
-
-KILLED = """
-import os, sys
-sys.path[:0] = sys.argv[1:3]
-from pathlib import Path
-from test_publish import *
-manifest_module.RACY_NS = 30_000_000
-run(Path(sys.argv[3]), pinned(Path(sys.argv[4])))
-"""
-
-
-@pytest.fixture(scope="module")
-def strace() -> Iterator[str]:
-    """Return the path of strace, where it can be used."""
-    path = shutil.which("strace")
-    if path is None or subprocess.run([path, "-o", os.devnull, "true"], capture_output=True).returncode != 0:
-        pytest.skip("needs strace, and the right to trace")
-    yield path
-
-
-@pytest.mark.parametrize("call", ["write", "fsync", "rename", "unlink", "fchmod"])
-def test_killed_at_any_moment_the_next_run_converges(
-    checkout: Path, ground: Path, owner: Account, source: Path, strace: str, call: str
-) -> None:
-    """Kill a run at its first, second, … call of a kind until it gets through; what is published is never half."""
-    tests = checkout / "tests"
-    for number in range(1, 12):
-        store = ground / f"store{number}"
-        converge(Tree(str(store), owner, owner.gid, 0o755, None))
-        (store / "cache/temp/modelfleet-leftover").touch()
-        inject = ["-f", "-e", f"trace={call}", "-e", f"inject={call}:signal=KILL:when={number}", "-o", os.devnull]
-        program = [sys.executable, "-c", KILLED, str(checkout / "python"), str(tests / "unit"), str(store), str(source)]
-        environment = {**os.environ, "PYTHONPATH": str(tests), "PYTHONDONTWRITEBYTECODE": "1"}
-        status = subprocess.run([strace, *inject, *program], env=environment, capture_output=True).returncode
-        assert not (store / NAME).exists() or (store / NAME).read_bytes() == CONTENT
-        read_manifest(str(store))
-        run(store, pinned(source))
-        assert is_kept(store, pinned(source)) and left_in_flight(store) == []
-        if status == 0:
-            assert number > 1, f"there is no {call} to be killed at"
-            return
-    pytest.fail("it was always killed")

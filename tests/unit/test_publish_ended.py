@@ -6,38 +6,17 @@ import contextlib
 import errno
 import hashlib
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from modelfleet.core.errors import FetchError
-from modelfleet.core.privilege import Account
 from modelfleet.core.store import publish
 from modelfleet.core.store.manifest import RACY_NS, read_manifest
-from modelfleet.core.store.tree import Tree, converge
-from support.units import ENTRY, UNIT, Host, embedding, host, soon_settled, split
+from support.settled import soon_settled
+from support.units import ENTRY, UNIT, Host, embedding, host, split
 
 pytestmark = pytest.mark.usefixtures("soon_settled")
 __all__ = ["host", "soon_settled"]
-
-KILLED = """
-import sys
-sys.path[:0] = sys.argv[1:3]
-from support.units import *
-from pathlib import Path
-manifest.RACY_NS = 30_000_000
-host = Host(Path(sys.argv[3]), Path(sys.argv[4]))
-host.publish(embedding("1") if sys.argv[5] == "folder" else split(1), UNIT if sys.argv[5] == "folder" else "chat/7b")
-"""
-CALLS = (
-    *("write", "fsync", "fdatasync", "ftruncate", "fchmod", "fchown", "mkdir", "rmdir", "unlink", "unlinkat"),
-    *("rename", "renameat", "renameat2", "utimensat"),
-)
-# Python's own start writes nothing; every number beyond means that a run has no such call any more.
-MOST = 40
 
 
 class Killed(BaseException):
@@ -83,12 +62,12 @@ def ended_at(number: int, patch: pytest.MonkeyPatch, error: bool) -> Iterator[li
 def test_ended_at_any_step_the_old_or_the_new_is_there_and_the_next_run_converges(
     host: Host, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, kind: str, update: bool, error: bool
 ) -> None:
-    """After each number of steps (each third without --long): never a mixture, no false record; one run repairs."""
+    """After each number of steps (each fifth without --long): never a mixture, no false record; one run repairs."""
     folder = "chat/7b" if kind == "split" else UNIT
     make: Callable[[int], dict[str, bytes]] = split if kind == "split" else lambda note: embedding(str(note))
     if kind == "folder without exchange":
         monkeypatch.setattr(publish, "exchange", lambda *_: False)
-    for number in range(0, 200, 1 if request.config.getoption("--long") else 3):
+    for number in range(0, 200, 1 if request.config.getoption("--long") else 5):
         if update:
             host.publish(make(0), folder)
         with ended_at(number, monkeypatch, error) as done:
@@ -113,56 +92,3 @@ def test_ended_at_any_step_the_old_or_the_new_is_there_and_the_next_run_converge
         host.publish(make(1), folder, action="remove")
         assert host.content(folder) == {}
     pytest.fail("it was always ended")
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("state", ["fresh", "update", "resume"])
-@pytest.mark.parametrize("kind", ["folder", "split"])
-def test_killed_at_any_call(
-    checkout: Path,
-    ground: Path,
-    owner: Account,
-    kind: str,
-    state: str,
-    call: str,
-) -> None:
-    """Kill a run at its first, second, … call of a kind until it gets through."""
-    if subprocess.run(["strace", "-o", os.devnull, "true"], capture_output=True, check=False).returncode != 0:
-        pytest.skip("needs strace, and the right to trace")
-    tests = checkout / "tests"
-    old, new = (embedding("0"), embedding("1")) if kind == "folder" else (split(0), split(1))
-    folder = UNIT if kind == "folder" else "chat/7b"
-    environment = {**os.environ, "PYTHONPATH": str(tests), "PYTHONDONTWRITEBYTECODE": "1"}
-    for number in range(1, MOST):
-        store, sources = ground / f"store{number}", ground / f"sources{number}"
-        converge(Tree(str(store), owner, owner.gid, 0o755, None))
-        sources.mkdir(mode=0o755)
-        host = Host(store, sources)
-        if state == "update":
-            host.publish(old, folder)
-        model = host.model(new, folder)
-        if state == "resume":
-            last = sources / str(model.files[-1].sha256)
-            content = last.read_bytes()
-            last.unlink()
-            with pytest.raises(FetchError):
-                host.run(model)
-            last.write_bytes(content)
-        inject = ["-f", "-e", f"trace={call}", "-e", f"inject={call}:signal=KILL:when={number}", "-o", os.devnull]
-        paths = [str(checkout / "python"), str(tests), str(store), str(sources), kind]
-        status = subprocess.run(
-            ["strace", *inject, sys.executable, "-c", KILLED, *paths], env=environment, capture_output=True, check=False
-        ).returncode
-        found = host.content(folder)
-        if kind == "folder":
-            assert found == new or found == (old if state == "update" else {})
-        else:
-            whole = (new, old) if state == "update" else (new,)
-            assert found in whole or ENTRY not in found, "nobody finds a mixture"
-        read_manifest(str(store))
-        host.publish(new, folder)
-        assert host.content(folder) == new and host.is_kept(new, folder) and host.in_flight == []
-        if status == 0:
-            return
-    pytest.fail("it was always killed")

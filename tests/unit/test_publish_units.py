@@ -23,7 +23,8 @@ from modelfleet.core.publishing import Outcome, carry_out
 from modelfleet.core.store import folders, publish
 from modelfleet.core.store.manifest import MANIFEST, read_manifest
 from support.index import make_wheel, sha256
-from support.units import UNIT, Host, embedding, host, soon_settled, split, weights
+from support.settled import soon_settled
+from support.units import UNIT, Host, embedding, host, split, weights
 
 __all__ = ["host", "soon_settled"]
 PICKLE = b"\x80\x04K\x01."

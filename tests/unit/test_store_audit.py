@@ -24,11 +24,13 @@ from modelfleet.core.privilege import Account
 from modelfleet.core.store import hashing
 from modelfleet.core.store.audit import Audit, audit
 from modelfleet.core.store.manifest import MANIFEST, locked, read_manifest, write_manifest
-from support.audited import CONTENTS, NAME, OTHER, UNIT, conceal, flip, look, plan, soon_settled, told, wished
+from support.audited import CONTENTS, NAME, OTHER, UNIT, conceal, flip, look, plan, told, wished
 from support.grounds import needs_root
 from support.models import gguf
+from support.settled import soon_settled
 
 __all__ = ["look", "plan", "soon_settled"]
+pytestmark = pytest.mark.usefixtures("soon_settled")
 
 
 class TestFindings:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,22 +17,20 @@ from modelfleet.core.pins import PinnedFile
 from modelfleet.core.planning.document import HostPlan, ModelPlan
 from modelfleet.core.privilege import Account, acting_as
 from modelfleet.core.publishing import carry_out
-from modelfleet.core.store import manifest as manifest_module
 from modelfleet.core.store.manifest import MANIFEST, read_manifest
 from modelfleet.core.store.prune import Keep, Pruned, foresee, prune
+from support.ended import killed_at
 from support.models import gguf
+from support.settled import soon_settled
+
+__all__ = ["soon_settled"]
+pytestmark = pytest.mark.usefixtures("soon_settled")
 
 ONE = "chat/7b/one.gguf"
 SPLIT = ("chat/7b/split-00001-of-00002.gguf", "chat/7b/split-00002-of-00002.gguf")
 UNIT = ("embeddings/folder/config.json", "embeddings/folder/weights/model.gguf")
 OTHER = "chat/13b/other.gguf"
 CONTENTS = {name: gguf(name.encode() * 2000) for name in (ONE, *SPLIT, UNIT[1], OTHER)} | {UNIT[0]: b"{}"}
-
-
-@pytest.fixture(autouse=True)
-def soon_settled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file system of today stamps finely enough: wait less for a stat to prove something."""
-    monkeypatch.setattr(manifest_module, "RACY_NS", 30_000_000)
 
 
 @pytest.fixture
@@ -180,36 +176,24 @@ def test_who_has_a_file_open_goes_on_reading(run: Run, store: Path) -> None:
         assert reader.read() == CONTENTS[ONE]
 
 
-CHILD = """
-import sys
-from modelfleet.core.jobs import Progress
-from modelfleet.core.store.prune import Keep, prune
-from modelfleet.core.store.tree import store_owner
-import os, signal
-count = int(sys.argv[2])
-def trace(frame, event, argument):
-    global count
-    if event == "c_call" and argument.__name__ in ("unlink", "rename", "replace", "rmdir", "fsync", "open"):
-        count -= 1
-        if count == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-sys.setprofile(trace)
-prune(sys.argv[1], store_owner(sys.argv[1]), Keep(frozenset(sys.argv[3:])), Progress())
-"""
+CALLS = ("unlink", "rename", "replace", "rmdir", "fsync", "open")
 
 
 def test_a_run_that_is_killed_anywhere_is_completed_by_the_next(
-    store: Path, owner: Account, plan: HostPlan, checkout: Path, ground: Path
+    store: Path, owner: Account, plan: HostPlan, ground: Path
 ) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(checkout / "python")}
     pristine = ground / "pristine"
     # Copies have other inodes than the manifest tells: their bytes prove them.
     subprocess.run(["cp", "-a", str(store), str(pristine)], check=True)
-    killed = 0
+
+    def remove(begin: Callable[[], None]) -> None:
+        begin()
+        prune(str(store), owner, Keep(frozenset((OTHER,))), Progress())
+
     for step in range(1, 500):
         shutil.rmtree(store)
         subprocess.run(["cp", "-a", str(pristine), str(store)], check=True)
-        child = subprocess.run([sys.executable, "-c", CHILD, str(store), str(step), OTHER], env=environment)
+        killed = killed_at(step, CALLS, remove)
         manifest = read_manifest(str(store))
         left = {name for name in files_of(store) if not name.startswith("cache/temp/")}
         assert left <= set(manifest), "no file is ever without its record"
@@ -217,11 +201,9 @@ def test_a_run_that_is_killed_anywhere_is_completed_by_the_next(
         prune(str(store), owner, Keep(frozenset((OTHER,))), Progress())
         assert files_of(store) == set(read_manifest(str(store))) == {OTHER}
         assert not (store / "embeddings/folder").exists()
-        if child.returncode == 0:
+        if not killed:
             break
-        assert child.returncode == -signal.SIGKILL
-        killed += 1
-    assert killed > 20 and child.returncode == 0
+    assert step > 20 and not killed
 
 
 def test_an_empty_store(store: Path, owner: Account) -> None:

@@ -4,51 +4,32 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import stat
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from modelfleet.core.errors import ModelfleetError
 from modelfleet.core.fetch.package_index import PackageIndexSettings
 from modelfleet.core.jobs import Progress
+from modelfleet.core.pins import PinnedFile
 from modelfleet.core.planning.document import HostPlan
 from modelfleet.core.privilege import Account, acting_as
 from modelfleet.core.publishing import carry_out
-from modelfleet.core.store.audit import Audit
+from modelfleet.core.store.audit import Audit, audit
 from modelfleet.core.store.manifest import read_manifest, write_manifest
-from support.audited import CONTENTS, NAME, OTHER, UNIT, conceal, flip, look, plan, soon_settled, told
+from modelfleet.core.store.repair import put_right
+from support.audited import CONTENTS, NAME, OTHER, UNIT, conceal, flip, look, plan, told
+from support.ended import killed_at
 from support.grounds import needs_root
+from support.settled import soon_settled
 
 __all__ = ["look", "plan", "soon_settled"]
+pytestmark = pytest.mark.usefixtures("soon_settled")
 
-CHILD = """
-import os, signal, sys
-from modelfleet.core.jobs import Progress
-from modelfleet.core.pins import PinnedFile
-from modelfleet.core.store import manifest
-from modelfleet.core.store.audit import audit
-from modelfleet.core.store.repair import put_right
-from modelfleet.core.store.tree import store_owner
-manifest.RACY_NS = 30_000_000
-count = int(sys.argv[2])
-def trace(frame, event, argument):
-    global count
-    names = ("unlink", "rename", "replace", "rmdir", "mkdir", "fsync", "open", "chmod", "fchmod", "utime")
-    if event == "c_call" and argument.__name__ in names:
-        count -= 1
-        if count == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-wished = {name: PinnedFile(name, "file:///x", 1, None, None) for name in sys.argv[3:]}
-owner = store_owner(sys.argv[1])
-def repair(*arguments):
-    sys.setprofile(trace)
-    return put_right(*arguments)
-audit(sys.argv[1], owner, wished, Progress(), repair)
-"""
+CALLS = ("unlink", "rename", "replace", "rmdir", "mkdir", "fsync", "open", "chmod", "fchmod", "utime")
 
 
 class TestRepair:
@@ -224,7 +205,7 @@ class TestRepair:
         assert self.publish(plan, look(repair=True)) == [name] and look().findings == ()
 
     def test_a_repair_that_is_killed_anywhere_is_completed_by_the_next(
-        self, look: Callable[..., Audit], plan: HostPlan, store: Path, stranger: Account, ground: Path, checkout: Path
+        self, look: Callable[..., Audit], plan: HostPlan, store: Path, owner: Account, stranger: Account, ground: Path
     ) -> None:
         (store / NAME).chmod(0o666)
         flip(store / UNIT[1], 1)
@@ -235,18 +216,25 @@ class TestRepair:
         # Copies have other inodes than the manifest tells: all is touched, too.
         pristine = ground / "pristine"
         subprocess.run(["cp", "-a", str(store), str(pristine)], check=True)
-        environment = {**os.environ, "PYTHONPATH": str(checkout / "python")}
         sound = (NAME, OTHER)
+        wishes = {name: PinnedFile(name, "file:///x", 1, None, None) for name in CONTENTS}
+
+        def repair(begin: Callable[[], None]) -> None:
+            def then(*arguments: Any) -> Any:
+                begin()
+                return put_right(*arguments)
+
+            audit(str(store), owner, wishes, Progress(), then)
+
         for step in range(1, 500):
             shutil.rmtree(store)
             subprocess.run(["cp", "-a", str(pristine), str(store)], check=True)
-            child = subprocess.run([sys.executable, "-c", CHILD, str(store), str(step), *CONTENTS], env=environment)
+            killed = killed_at(step, CALLS, repair)
             assert all((store / name).read_bytes() == CONTENTS[name] for name in sound), "nothing sound is ever lost"
             assert (store / UNIT[1]).is_file() and set(read_manifest(str(store))) == set(CONTENTS)
             self.publish(plan, look(repair=True))
             assert look() == Audit((), 4, sum(map(len, CONTENTS.values())), ())
             assert list((store / "cache/temp").iterdir()) == []
-            if child.returncode == 0:
+            if not killed:
                 break
-            assert child.returncode == -signal.SIGKILL
-        assert step > 20 and child.returncode == 0
+        assert step > 20 and not killed
