@@ -1,10 +1,14 @@
-"""Compiled wheels on the controller, so that each kind of host is compiled for once.
+"""What is made once for all hosts of a kind, and kept on the controller.
 
 ::
 
     WHEELHOUSE/
-      BUILD/*.whl, *.whl.sha256, *.whl.json    a wheel, its hash, and who built it when
-      .locks/BUILD                             held while a host compiles that build
+      BUILD/*.whl               llama-cpp-python, compiled
+      PACKAGES/requirements.txt what else an environment holds, resolved: each package pinned by its hash
+      PACKAGES/wheels/*.whl     all of that, and pip, for hosts that reach no package index
+      .locks/KEY                held while a host makes what has that key
+
+Beside a file that a host made lie ``FILE.sha256`` and ``FILE.json``: its hash, and who made it when.
 
 What a host says is never used as a path before it has the form of a plain name.
 """
@@ -23,8 +27,11 @@ from pathlib import Path
 from typing import Any
 
 WAIT_SECONDS = 0.5
-_KEY = re.compile(r"llama_cpp_python-[A-Za-z0-9][A-Za-z0-9_.+-]{0,150}")
-_NAME = re.compile(r"llama_cpp_python-[A-Za-z0-9][A-Za-z0-9_.+-]{0,150}\.whl")
+PACKAGES = "wheels"
+_LOCK = "requirements.txt"
+_KEY = re.compile(r"(?:llama_cpp_python|stack)-[A-Za-z0-9][A-Za-z0-9_.+-]{0,150}")
+_NAME = re.compile(r"llama_cpp_python-[A-Za-z0-9][A-Za-z0-9_.+-]{0,150}\.whl|requirements\.txt")
+_WHEEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+!-]{0,200}\.whl")
 
 
 class Wheelhouse:
@@ -34,21 +41,29 @@ class Wheelhouse:
         self.folder = folder
 
     def find(self, key: str, builders: Collection[str] = ()) -> Path | None:
-        """Return the wheel that is kept of a build, or None; where ``builders`` are named, only one of theirs."""
+        """Return what is kept under ``key``, a wheel or a lock; where ``builders`` are named, only what one made.
+
+        What was damaged since does not count: it is made anew, and replaced.
+        """
         if not _KEY.fullmatch(key):
             return None
-        for wheel in sorted((self.folder / key).glob("*.whl")):
-            if Path(f"{wheel}.sha256").exists() and (not builders or built_by(wheel) in builders):
-                return wheel
+        folder = self.folder / key
+        for path in sorted([*folder.glob("*.whl"), *folder.glob(_LOCK)]):
+            if (not builders or made_by(path) in builders) and is_whole(path):
+                return path
         return None
 
+    def packages(self, key: str) -> list[Path]:
+        """Return the wheels that are kept for hosts without a package index; none where they are not all there."""
+        return sorted((self.folder / key / PACKAGES).glob("*.whl")) if _KEY.fullmatch(key) else []
+
     @staticmethod
-    def pin(wheel: Path) -> str:
-        """Return the SHA-256 that was written down when the wheel was kept."""
-        return Path(f"{wheel}.sha256").read_text(encoding="ascii").strip()
+    def pin(kept: Path) -> str:
+        """Return the SHA-256 that was written down when the file was kept."""
+        return Path(f"{kept}.sha256").read_text(encoding="ascii").strip()
 
     def keep(self, key: str, remote: str, sha256: str, host: str, fetch: Callable[[str, str], Any]) -> None:
-        """Take the wheel at ``remote`` on ``host``, unless its hash is another; ``fetch`` copies it from there.
+        """Take the file at ``remote`` on ``host``, unless its hash is another; ``fetch`` copies it from there.
 
         Raises OSError, and what ``fetch`` raises.
         """
@@ -61,10 +76,10 @@ class Wheelhouse:
         try:
             fetch(remote, str(temporary))
             if file_sha256(temporary) == sha256:
-                # The pin comes last: a wheel without one does not count.
+                # The pin comes last: a file without one does not count.
                 Path(f"{folder / name}.sha256").unlink(missing_ok=True)
                 temporary.replace(folder / name)
-                said = {"built_by": host, "built_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+                said = {"made_by": host, "made_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
                 (folder / f"{name}.json").write_text(json.dumps(said) + "\n", encoding="utf-8")
                 (folder / f"{name}.sha256").write_text(sha256, encoding="ascii")
         finally:
@@ -72,10 +87,10 @@ class Wheelhouse:
 
     @contextmanager
     def building(self, key: str, host: str, waiting: Callable[[str], None]) -> Iterator[None]:
-        """Hold the build ``key`` for ``host``; ``waiting`` is called with who holds it, again and again meanwhile.
+        """Hold ``key`` for ``host``, which makes what is kept under it.
 
-        The kernel gives the lock back where its holder dies. A wheelhouse that cannot be written is no reason not to
-        build: nothing is held then.
+        ``waiting`` is called with who holds it, again and again meanwhile. The kernel gives the lock back where its
+        holder dies. A wheelhouse that cannot be written is no reason not to build: nothing is held then.
         """
         descriptor = self._open_lock(key)
         try:
@@ -102,14 +117,27 @@ class Wheelhouse:
             return None
 
 
-def built_by(wheel: Path) -> str | None:
-    """Return the host that a kept wheel was compiled on, or None where that is not known."""
+def is_whole(kept: Path) -> bool:
+    """Tell whether a kept file has the hash that was written down beside it."""
     try:
-        said = json.loads(Path(f"{wheel}.json").read_text(encoding="utf-8"))
+        return file_sha256(kept) == Wheelhouse.pin(kept)
     except (OSError, ValueError):
-        return None
-    name = said.get("built_by") if isinstance(said, dict) else None
+        return False
+
+
+def made_by(kept: Path) -> str | None:
+    """Return the host that a kept file was made on, or None where that is not known."""
+    name = made(kept).get("made_by")
     return name if isinstance(name, str) else None
+
+
+def made(kept: Path) -> dict[str, Any]:
+    """Return what was written down about the making of a kept file."""
+    try:
+        said = json.loads(Path(f"{kept}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return said if isinstance(said, dict) else {}
 
 
 def file_sha256(path: Path) -> str:

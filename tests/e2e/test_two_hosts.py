@@ -23,7 +23,7 @@ from modelfleet.core.privilege import current_account, find_account
 from modelfleet.core.runtime.build import PIP_SHA256, PIP_WHEEL
 from modelfleet.core.store.tree import Tree, converge
 from modelfleet.runner import Progress, RunResult, run_playbook
-from modelfleet.wheelhouse import built_by
+from modelfleet.wheelhouse import made_by
 from support.index import make_source, make_wheel, sha256
 
 HOSTS = ("one", "two")
@@ -132,7 +132,7 @@ def test_one_compiles_and_a_second_run_changes_nothing(fleet: Fleet) -> None:
     assert {progress.host for progress in said if progress.step.startswith("compiling")} == {"one"}
     assert fleet.flags("one") == fleet.flags("two") != ""
     (wheel,) = fleet.wheelhouse.glob("llama_cpp_python-0.0.1-*/*.whl")
-    assert built_by(wheel) == "one"
+    assert made_by(wheel) == "one"
 
     second, said = fleet.apply()
     assert failures(second) == {} and not said
@@ -145,7 +145,7 @@ def test_only_a_builder_compiles(fleet: Fleet) -> None:
     result, said = fleet.apply("--limit", "one", runtime_builders=["two"])
     assert compiled(result) == [] and not said
     assert failures(result)["one"].endswith(
-        " and one compiles none: the builders are two; "
+        " and one does not make it: the builders are two; "
         "run that one first, see why it failed, or add one to runtime_builders"
     )
     # Listed after the host that needs its wheel, and with one fork, the builder comes first all the same.

@@ -109,7 +109,7 @@ class TestRuntime:
             house.touch()
         assert run(runtime, state="present", wheelhouse=str(house)) == compiled
         (warning,) = runtime._display.warnings
-        assert warning.startswith("the compiled wheel was not kept in ") and "\n" not in warning
+        assert warning.startswith(f"{KEY} was not kept in ") and "\n" not in warning
 
     def test_a_lost_connection_is_lost(self, tmp_path: Path, runtime: Runtime, house: Path) -> None:
         def lose(remote: str, local: str) -> None:
@@ -154,9 +154,9 @@ class TestBuilders:
         named = str(tmp_path / house) if house else ""
         runtime.answers = [seen()]
         result = run(runtime, state="present", wheelhouse=named, builders=["host2", "host3"])
-        lacking = f"no wheel of {KEY} in {named}" if house else "no wheelhouse"
+        lacking = f"no {KEY} in {named}" if house else "no wheelhouse"
         assert result["failed"] and result["msg"] == (
-            f"there is {lacking}, and host1 compiles none: the builders are host2, host3; "
+            f"there is {lacking}, and host1 does not make it: the builders are host2, host3; "
             "run that one first, see why it failed, or add host1 to runtime_builders"
         )
         assert [call["state"] for call in runtime.calls] == ["inspect"]
@@ -185,3 +185,61 @@ class TestBuilders:
             monkeypatch.setattr(runtime._display, "display", finish)
             assert run(runtime, state="present", wheelhouse=str(house.folder)) == {"changed": True}
         assert runtime.calls[-1]["wheel_sha256"] == compiled["wheel_sha256"]
+
+
+class TestPackages:
+    """What else an environment holds: resolved once for a kind of host, and brought where no index is."""
+
+    LOCK = "stack-cpu-py3.11-linux_x86_64-glibc2.36-abcdef01"
+
+    @pytest.fixture
+    def runtime(self, tmp_path: Path) -> Runtime:
+        (tmp_path / "transfer").mkdir()
+        return Runtime(tmp_path / "transfer")
+
+    def lacking(self) -> dict[str, Any]:
+        return {**seen(build=False), "lock": {"key": self.LOCK, "required": True, "path": None, "sha256": None}}
+
+    def resolved(self, folder: Path) -> dict[str, Any]:
+        lock = folder / "requirements.txt"
+        lock.write_text("torch==2.13.0 --hash=sha256:0\n")
+        return {"key": self.LOCK, "required": False, "path": str(lock), "sha256": sha256(lock)}
+
+    def test_the_lock_of_the_first_is_kept_and_brought_to_the_next(self, tmp_path: Path, runtime: Runtime) -> None:
+        house, lock = tmp_path / "house", self.resolved(tmp_path)
+        runtime.answers = [self.lacking(), {"changed": True, "lock": lock}, self.lacking(), {"changed": True}]
+        run(runtime, state="present", wheelhouse=str(house), compile=False)
+        assert "lock_path" not in runtime.calls[-1]
+        assert sorted(os.listdir(house / self.LOCK)) == [
+            *("requirements.txt", "requirements.txt.json", "requirements.txt.sha256")
+        ]
+        run(runtime, state="present", wheelhouse=str(house), builders=["host1"])
+        assert runtime.calls[-1]["lock_sha256"] == lock["sha256"]
+        assert Path(runtime.calls[-1]["lock_path"]).read_text() == Path(lock["path"]).read_text()
+
+    def test_nobody_but_a_builder_resolves(self, tmp_path: Path, runtime: Runtime) -> None:
+        runtime.answers = [self.lacking()]
+        result = run(runtime, state="present", wheelhouse=str(tmp_path / "house"), builders=["host2"])
+        assert result["failed"] and result["msg"].startswith(f"there is no {self.LOCK} in ")
+
+    def test_inspect_knows_the_lock(self, tmp_path: Path, runtime: Runtime) -> None:
+        lock = self.resolved(tmp_path)
+        house = Wheelhouse(tmp_path / "house")
+        house.keep(self.LOCK, lock["path"], lock["sha256"], "host1", runtime._connection.fetch_file)
+        runtime.answers = [self.lacking()]
+        assert run(runtime, state="inspect", wheelhouse=str(house.folder))["lock"]["required"] is False
+
+    def test_kept_packages_are_brought_and_nothing_else_is_asked(self, tmp_path: Path, runtime: Runtime) -> None:
+        wheels = tmp_path / "house" / self.LOCK / "wheels"
+        wheels.mkdir(parents=True)
+        (wheels / "numpy-2.0.2-py3-none-any.whl").write_bytes(b"numpy")
+        runtime.answers = [{**seen(build=False), "packages_key": self.LOCK}, {"changed": True}]
+        run(runtime, state="present", wheelhouse=str(tmp_path / "house"))
+        call = runtime.calls[-1]
+        assert call["offline"] is True
+        assert [path.read_bytes() for path in Path(call["packages_path"]).iterdir()] == [b"numpy"]
+
+    def test_a_way_back_brings_nothing(self, runtime: Runtime) -> None:
+        runtime.answers = [{"changed": True}]
+        assert run(runtime, state="rollback", wheelhouse="/nowhere") == {"changed": True}
+        assert runtime.calls == [{"state": "rollback"}] and os.listdir(runtime._connection._shell.tmpdir) == []

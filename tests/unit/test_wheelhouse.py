@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from modelfleet import wheelhouse as wheelhouse_module
-from modelfleet.wheelhouse import Wheelhouse, built_by
+from modelfleet.wheelhouse import Wheelhouse, made_by
 from support.action import Connection
 from support.index import sha256
 
@@ -40,13 +40,13 @@ class TestKept:
         assert kept == tmp_path / "house" / KEY / WHEEL and kept.read_bytes() == b"a wheel"
         assert Wheelhouse.pin(kept) == sha256(remote)
         assert sorted(path.name for path in kept.parent.iterdir()) == [WHEEL, f"{WHEEL}.json", f"{WHEEL}.sha256"]
-        assert built_by(kept) == BUILDER
+        assert made_by(kept) == BUILDER
 
     def test_only_a_builders_wheel_is_trusted(self, tmp_path: Path, wheelhouse: Wheelhouse, remote: Path) -> None:
         wheelhouse.keep(KEY, str(remote), sha256(remote), BUILDER, Connection(tmp_path).fetch_file)
         kept = wheelhouse.find(KEY, [BUILDER, "host2"])
         assert kept is not None and wheelhouse.find(KEY, ["host2"]) is None
-        for said in ("", "no JSON", "[]", '{"built_by": 1}', '{"built_at": "today"}'):
+        for said in ("", "no JSON", "[]", '{"made_by": 1}', '{"made_at": "today"}'):
             Path(f"{kept}.json").write_text(said)
             assert wheelhouse.find(KEY, [BUILDER]) is None and wheelhouse.find(KEY) == kept
 
