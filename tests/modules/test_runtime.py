@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,12 @@ from support.work import result_of
 
 Call = Callable[..., dict[str, Any]]
 TOOLS = ["c++", "cc", "cmake", "ninja"]
+
+
+def hardware(instruction_sets: list[str], **parts: Any) -> dict[str, Any]:
+    """Return what the probe would tell of this machine, with other instruction sets."""
+    cpu = {"architecture": os.uname().machine, "instruction_sets": instruction_sets}
+    return {"cpu": cpu, "python": {"version": platform.python_version()}, "accelerators": [], **parts}
 
 
 @pytest.fixture
@@ -37,7 +44,7 @@ def call(runner: Callable[[str], Call], store: Path, tools: Path) -> Call:
         "requirements": "numpy==2.0.2 --hash=sha256:0\n",
         "build_requirements": "cmake==4 --hash=sha256:0\n",
         "source_requirement": "llama-cpp-python==0.3.36 --hash=sha256:0\n",
-        "instruction_sets": ["avx", "avx2", "fma", "f16c", "bmi2"],
+        "hardware": hardware(["avx", "avx2", "fma", "f16c", "bmi2"]),
         "package_sha256": "0" * 64,
     }
     run = runner("modelfleet_runtime")
@@ -61,7 +68,7 @@ def test_inspect_changes_nothing_and_tells_all(call: Call, store: Path) -> None:
     seen = call(state="inspect")
     current = str(store.parent / "runtime" / "current")
     assert seen["changed"] is False and seen["update_required"] is True and seen["build_required"] is True
-    assert seen["reasons"] == ["there is no environment yet"] and seen["missing_build_tools"] == []
+    assert seen["reasons"] == ["MF-RUN-001: there is no environment yet"] and seen["missing_build_tools"] == []
     assert seen["path"] == current and seen["wheel"] is None
     assert seen["ansible_facts"]["modelfleet_runtime"]["path"] == current
     assert seen["build_key"].startswith("llama_cpp_python-0.3.36-cpu-")
@@ -70,7 +77,7 @@ def test_inspect_changes_nothing_and_tells_all(call: Call, store: Path) -> None:
 
 def test_check_mode_says_changed(call: Call, store: Path) -> None:
     result = call(check=True)
-    assert result["changed"] is True and result["diff"]["after"].endswith("(there is no environment yet)\n")
+    assert result["changed"] is True and result["diff"]["after"].endswith("(MF-RUN-001: there is no environment yet)\n")
     assert not os.path.exists(store.parent / "runtime")
 
 
@@ -99,7 +106,7 @@ def test_missing_tools_matter_only_where_something_is_compiled(call: Call, store
 
 
 def test_old_processors_are_another_build(call: Call) -> None:
-    keys = {call(state="inspect", instruction_sets=sets)["build_key"] for sets in ([], ["avx"], ["avx", "avx2"])}
+    keys = {call(state="inspect", hardware=hardware(sets))["build_key"] for sets in ([], ["avx"], ["avx", "avx2"])}
     assert len(keys) == (3 if os.uname().machine == "x86_64" else 1)
 
 

@@ -31,9 +31,9 @@ def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
         raise SystemExit("fatal error: ggml.h: No such file or directory")
     name = "%(module)s-%(version)s"
     files = {
-        "%(module)s/__init__.py": "__version__ = %(version)r",
-        "%(module)s/flags.txt": os.environ.get("CMAKE_ARGS", ""),
-        "%(module)s/built.txt": "%%s %%s" %% (os.geteuid(), os.environ.get("SECRET", "no secret")),
+        "%(package)s/__init__.py": "__version__ = %(version)r",
+        "%(package)s/flags.txt": os.environ.get("CMAKE_ARGS", ""),
+        "%(package)s/built.txt": "%%s %%s" %% (os.geteuid(), os.environ.get("SECRET", "no secret")),
         name + ".dist-info/METADATA": "Metadata-Version: 2.1\\nName: %(module)s\\nVersion: %(version)s\\n",
         name + ".dist-info/WHEEL": "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n",
     }
@@ -87,7 +87,7 @@ def make_source(folder: Path, name: str, version: str, broken: bool = False) -> 
         "PKG-INFO": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
         "pyproject.toml": '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
         f'[project]\nname = "{name}"\nversion = "{version}"\n',
-        "backend.py": BACKEND % {"module": module, "version": version},
+        "backend.py": BACKEND % {"module": module, "package": module.replace("_python", ""), "version": version},
     }
     if broken:
         files["broken"] = ""

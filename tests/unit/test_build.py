@@ -25,9 +25,11 @@ from modelfleet.core.fetch.package_index import PackageIndexSettings, download_d
 from modelfleet.core.jobs import Progress
 from modelfleet.core.privilege import Account, acting_as, current_account, find_account
 from modelfleet.core.runtime import build as build_module
-from modelfleet.core.runtime.build import PIP_SHA256, PIP_WHEEL, Builder, Package
+from modelfleet.core.runtime import workshop
+from modelfleet.core.runtime.build import PIP_SHA256, PIP_WHEEL, Brought, Builder, Done, Package
 from modelfleet.core.runtime.environment import STATE, Wanted, inspect, kept_wheel, read_state
 from modelfleet.core.runtime.resolver import Build
+from modelfleet.core.runtime.workshop import Workshop
 from support.grounds import account_folder, needs_root
 from support.index import make_source, make_wheel, sha256
 
@@ -103,11 +105,13 @@ class Host:
         )
         return wanted._replace(**changes)
 
-    def converge(self, brought: Package | None = None, **changes: Any) -> tuple[str, bool]:
+    def converge(self, brought: Package | None = None, **changes: Any) -> Done:
         """Build and install."""
         self.progress = Recorder()
         settings = PackageIndexSettings((), (str(self.index),))
-        return Builder(self.wanted(**changes), self.owner, settings, self.progress).converge(self.package(), brought)
+        return Builder(self.wanted(**changes), self.owner, settings, self.progress).converge(
+            self.package(), Brought(wheel=brought)
+        )
 
     def in_use(self) -> str:
         """Return the folder of the environment in use."""
@@ -142,7 +146,7 @@ def built(host: Host) -> Host:
     before = os.umask(0)
     os.environ["SECRET"] = "canary"
     try:
-        wheel, compiled = host.converge()
+        wheel, compiled, _ = host.converge()
     finally:
         os.umask(before)
         del os.environ["SECRET"]
@@ -166,7 +170,7 @@ class TestFirstRun:
         assert state["key"] == built.wanted().key and state["build"] == BUILD.key
 
     def test_it_was_compiled_with_the_flags_by_an_account_without_rights_or_secrets(self, built: Host) -> None:
-        program = "import llama_cpp_python, pathlib; p = pathlib.Path(llama_cpp_python.__file__).parent; "
+        program = "import llama_cpp, pathlib; p = pathlib.Path(llama_cpp.__file__).parent; "
         assert built.run(program + "print((p / 'flags.txt').read_text())") == " ".join(FLAGS)
         assert built.run(program + "print((p / 'built.txt').read_text())") == f"{built.owner.uid} no secret"
 
@@ -200,7 +204,7 @@ class TestLaterRuns:
     def intact(self, built: Host) -> Iterator[None]:
         """After each test the environment still works and no work is left."""
         yield
-        assert built.run("import llama_cpp_python, tiny_dep, modelfleet; print('works')") == "works"
+        assert built.run("import llama_cpp, tiny_dep, modelfleet; print('works')") == "works"
         assert sorted(os.listdir(built.runtime)) == ["current", "environments", "lock", "wheelhouse"]
 
     def refused(self, host: Host, kind: type[ModelfleetError] = RuntimeBuildError, **arguments: Any) -> str:
@@ -304,10 +308,10 @@ class TestLaterRuns:
         stray = Path(before) / f"lib/{os.listdir(Path(before) / 'lib')[0]}/site-packages/stray-1.0.dist-info"
         stray.mkdir()
         os.chown(stray, built.owner.uid, built.owner.gid)
-        assert inspect(built.wanted()).reasons == ("stray-1.0 was installed by hand",)
+        assert inspect(built.wanted()).reasons == ("MF-RUN-006: stray 1.0 was installed by hand",)
         # The damaged one serves until the new one is complete.
         self.refused(built, IntegrityError, brought=Package(str(built.index / PIP_WHEEL), "0" * 64))
-        _, compiled = built.converge()
+        _, compiled, _ = built.converge()
         assert not compiled and built.in_use() != before
         assert inspect(built.wanted()).reasons == ()
         assert not any(step.startswith("compiling") for step in built.progress.steps)
@@ -317,15 +321,20 @@ class TestBroughtWheel:
     """A wheel from the controller's wheelhouse is installed instead of being compiled."""
 
     def test_it_is_kept_and_installed(self, built: Host) -> None:
-        wheel = make_wheel(built.root / "brought", "llama-cpp-python", "0.0.1", {"llama_cpp_python/brought.txt": b""})
+        wheel = make_wheel(
+            built.root / "brought",
+            "llama-cpp-python",
+            "0.0.1",
+            {"llama_cpp/__init__.py": b"", "llama_cpp/brought.txt": b""},
+        )
         build = BUILD._replace(libc="glibc9.9")
         with pytest.raises(IntegrityError, match=f"^{wheel.name}: expected sha256 {'0' * 64}, found"):
             built.converge(Package(str(wheel), "0" * 64), build=build)
         assert kept_wheel(built.wanted(build=build).wheel_folder) is None
-        kept, compiled = built.converge(Package(str(wheel), sha256(wheel)), build=build)
+        kept, compiled, _ = built.converge(Package(str(wheel), sha256(wheel)), build=build)
         assert not compiled and Path(kept).read_bytes() == wheel.read_bytes()
         assert os.stat(os.path.dirname(kept)).st_uid == built.owner.uid
-        program = "import llama_cpp_python, os; print(os.listdir(os.path.dirname(llama_cpp_python.__file__)))"
+        program = "import llama_cpp, os; print(os.listdir(os.path.dirname(llama_cpp.__file__)))"
         assert "brought.txt" in built.run(program)
 
     def test_two_environments_are_kept(self, built: Host) -> None:
@@ -366,7 +375,7 @@ def test_another_runs_build_is_waited_for(built: Host, monkeypatch: pytest.Monke
 
     settings = PackageIndexSettings((), (str(built.index),))
     with pytest.raises(pytest.fail.Exception, match="enough"):
-        Builder(built.wanted(), built.owner, settings, LetGo()).converge(built.package(), None)
+        Builder(built.wanted(), built.owner, settings, LetGo()).converge(built.package())
     os.waitpid(holder, 0)
     os.close(reader)
     assert told == ["waiting for another run's build"]
@@ -388,7 +397,7 @@ def test_an_owner_who_plants_a_symlink_gains_nothing(host: Host, ground: Path, o
     os.lchown(ground / "base/runtime", owner.uid, owner.gid)
     wanted = host.wanted(path=str(ground / "base/runtime"))
     with pytest.raises(UnsafePathError, match="is a symlink that another account"):
-        Builder(wanted, owner, PackageIndexSettings(()), Progress()).converge(host.package(), None)
+        Builder(wanted, owner, PackageIndexSettings(()), Progress()).converge(host.package())
     assert stat.S_IMODE((ground / "treasure").stat().st_mode) == 0o700 and os.listdir(ground / "treasure") == []
 
 
@@ -399,17 +408,16 @@ def test_an_owner_who_plants_a_symlink_gains_nothing(host: Host, ground: Path, o
         (PackageIndexSettings(()), ("1", None, None)),
     ],
 )
-def test_pip_asks_where_we_ask(settings: PackageIndexSettings, expected: tuple[str | None, ...], host: Host) -> None:
-    builder = Builder(host.wanted(), find_account("nobody"), settings, Progress())
-    environment = builder._index_environment()
+def test_pip_asks_where_we_ask(settings: PackageIndexSettings, expected: tuple[str | None, ...]) -> None:
+    environment = Workshop("/none", find_account("nobody"), settings).index_environment()
     names = ("PIP_NO_INDEX", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL")
     assert tuple(environment.get(name) or (None if name != "PIP_NO_INDEX" else "") for name in names) == expected
     assert environment["PIP_CONFIG_FILE"] == os.devnull
 
 
-def test_the_named_certificates_reach_every_tool(host: Host) -> None:
+def test_the_named_certificates_reach_every_tool() -> None:
     settings = PackageIndexSettings(("https://a",), ("/wheels", "/more"), "/ca.pem", "http://proxy:1")
-    environment = Builder(host.wanted(), find_account("nobody"), settings, Progress())._index_environment()
+    environment = Workshop("/none", find_account("nobody"), settings).index_environment()
     assert {name for name, value in environment.items() if value == "/ca.pem"} == {
         "PIP_CERT",
         "SSL_CERT_FILE",
@@ -449,4 +457,4 @@ def test_the_size_of_pip_is_its_size(pip_wheel: Path) -> None:
     ],
 )
 def test_the_cause_of_a_failure_is_told_not_its_consequences(said: str, cause: str) -> None:
-    assert build_module._cause(said.splitlines()).startswith(cause)
+    assert workshop._cause(said.splitlines()).startswith(cause)

@@ -71,12 +71,12 @@ def test_as_wanted(wanted: Wanted) -> None:
 
 
 def test_nothing_is_there(tmp_path: Path) -> None:
-    assert reasons(wanted_at(tmp_path / "none")) == ["there is no environment yet"]
+    assert reasons(wanted_at(tmp_path / "none")) == ["MF-RUN-001: there is no environment yet"]
 
 
 def test_current_leads_nowhere(wanted: Wanted) -> None:
     shutil.rmtree(wanted.environments)
-    assert reasons(wanted) == ["there is no environment yet"]
+    assert reasons(wanted) == ["MF-RUN-001: there is no environment yet"]
 
 
 @pytest.mark.parametrize(
@@ -85,12 +85,12 @@ def test_current_leads_nowhere(wanted: Wanted) -> None:
     ids=["requirements", "modelfleet itself", "interpreter"],
 )
 def test_something_else_is_asked_for(wanted: Wanted, change: dict[str, Any]) -> None:
-    assert reasons(wanted._replace(**change)) == ["another environment is in use"]
+    assert reasons(wanted._replace(**change)) == ["MF-RUN-003: another environment is in use"]
 
 
 def test_another_build_is_asked_for(wanted: Wanted) -> None:
     other = wanted._replace(build=wanted.build._replace(cmake_arguments=("-DGGML_AVX2=OFF",)))
-    assert reasons(other) == ["another environment is in use"]
+    assert reasons(other) == ["MF-RUN-003: another environment is in use"]
 
 
 @pytest.mark.parametrize("state", [None, "{", "[]", "5", "{}", '{"python": 5}', '{"key": "x", "python": null}'])
@@ -99,18 +99,18 @@ def test_the_record_is_missing_or_damaged(wanted: Wanted, state: str | None) -> 
     path.unlink()
     if state is not None:
         path.write_text(state)
-    assert reasons(wanted) == ["the environment has no record"]
+    assert reasons(wanted) == ["MF-RUN-002: the environment has no record"]
 
 
 def test_its_python_is_gone(wanted: Wanted) -> None:
     Path(wanted.current, "bin/python").unlink()
-    assert reasons(wanted) == [f"its Python {sys.executable} is gone or another"]
+    assert reasons(wanted) == [f"MF-RUN-004: its Python {sys.executable} is gone or another"]
 
 
 def test_its_python_leads_nowhere(wanted: Wanted) -> None:
     Path(wanted.current, "bin/python").unlink()
     Path(wanted.current, "bin/python").symlink_to("/no/such/python")
-    assert reasons(wanted) == [f"its Python {sys.executable} is gone or another"]
+    assert reasons(wanted) == [f"MF-RUN-004: its Python {sys.executable} is gone or another"]
 
 
 def test_its_python_was_replaced_by_another_version(wanted: Wanted) -> None:
@@ -118,17 +118,18 @@ def test_its_python_was_replaced_by_another_version(wanted: Wanted) -> None:
     state = state_of(wanted)
     state["python"]["real_executable"] = "/usr/bin/python3.9"
     write_state(Path(wanted.current), state)
-    assert reasons(wanted) == [f"its Python {sys.executable} is gone or another"]
+    assert reasons(wanted) == [f"MF-RUN-004: its Python {sys.executable} is gone or another"]
 
 
 def test_distributions_by_hand(wanted: Wanted) -> None:
     packages = Path(wanted.current, "lib/python3.11/site-packages")
     (packages / "numpy-2.0.2.dist-info").rename(packages / "numpy-2.1.0.dist-info")
     (packages / "requests-2.0.dist-info").mkdir()
+    (packages / "llama_cpp_python-0.3.36.dist-info").rmdir()
     assert reasons(wanted) == [
-        "numpy-2.0.2 is missing",
-        "numpy-2.1.0 was installed by hand",
-        "requests-2.0 was installed by hand",
+        "MF-RUN-005: llama-cpp-python 0.3.36 is missing",
+        "MF-RUN-006: numpy is 2.1.0, not 2.0.2: installed by hand",
+        "MF-RUN-006: requests 2.0 was installed by hand",
     ]
 
 

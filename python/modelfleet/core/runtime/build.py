@@ -4,23 +4,38 @@ Nothing is downloaded that a hash does not pin, the tools of the build
 included; nothing runs as root.
 """
 
+import contextlib
 import glob
 import hashlib
+import json
 import os
 import re
 import shutil
-import subprocess
 import sys
-from collections import deque
-from typing import Callable, Deque, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, BinaryIO, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from ..errors import IntegrityError, RuntimeBuildError
 from ..fetch.package_index import PackageIndexSettings, download_distribution
 from ..jobs import Progress
-from ..privilege import Account, acting_as, dropping_to, environment_for
+from ..privilege import Account, acting_as
 from ..store.manifest import hold, now, write_json
 from ..store.tree import ensure_directory
-from .environment import MINIMUM_PYTHON, SCHEMA_VERSION, STATE, Wanted, installed_distributions, kept_wheel, pin_of
+from .environment import (
+    HELD,
+    MINIMUM_PYTHON,
+    SCHEMA_VERSION,
+    STATE,
+    Wanted,
+    installed_distributions,
+    kept_wheel,
+    libraries_of,
+    own_differences,
+    pin_of,
+    read_state,
+)
+from .lock import PackageSet, check_lock, lock_from_report, without_hashes
+from .proving import prove
+from .workshop import Workshop, write
 
 PIP_WHEEL = "pip-25.3-py3-none-any.whl"
 PIP_SHA256 = "9655943313a94722b7774661c21049070f6bbb0a1516bf02f7c8d5d9201514cd"
@@ -29,14 +44,6 @@ PIP_SIZE = 1778622
 
 _KEPT_ENVIRONMENTS = 2
 _NINJA_STEP = re.compile(r"\s*\[(\d+)/(\d+)\]")
-# Not -Werror, nor the name of a file.
-_CAUSE = re.compile(r"\berror[: ]|fatal|could not|no matching|not found|no space", re.IGNORECASE)
-# What tools say about the failure of others, after the cause.
-_CONSEQUENCE = re.compile(
-    r"subprocess-exited-with-error|failed to build|failed building|did not run successfully|encountered error while"
-    r"|error originates from|subcommand failed|build failed",
-    re.IGNORECASE,
-)
 
 
 class Package(NamedTuple):
@@ -44,6 +51,30 @@ class Package(NamedTuple):
 
     path: str
     sha256: str
+
+
+class Brought(NamedTuple):
+    """What was brought to the host beside the modelfleet package, all of it optional.
+
+    ``wheel`` is one of this build, ``lock`` that of the packages, both made earlier; ``packages`` a folder of wheels
+    to install from, where nothing but them is asked if ``offline``.
+    """
+
+    wheel: Optional[Package] = None
+    lock: Optional[Package] = None
+    packages: str = ""
+    offline: bool = False
+
+
+NOTHING = Brought()
+
+
+class Done(NamedTuple):
+    """What a run did: the wheel of the build, if one is wanted, whether it was compiled here, and the lock's path."""
+
+    wheel: Optional[str]
+    compiled: bool
+    lock: Optional[str] = None
 
 
 class Builder:
@@ -64,35 +95,109 @@ class Builder:
         self._settings = settings
         self._progress = progress
         self._workshop = os.path.join(wanted.path, "build")
+        indexes = wanted.packages.indexes if wanted.packages else ()
+        self._shop = Workshop(self._workshop, owner, settings, indexes)
 
-    def converge(self, package: Package, brought_wheel: Optional[Package]) -> Tuple[str, bool]:
-        """Make the environment as wanted and switch to it; returns the wheel's path and whether it was compiled here.
+    def converge(self, package: Package, brought: Brought = NOTHING) -> Done:
+        """Make the environment as wanted and switch to it.
 
-        The environment in use stays as it is until the new one is complete.
+        The environment in use stays as it is until the new one is complete and proved.
         Raises RuntimeBuildError, FetchError, IntegrityError, UnsafePathError.
         """
         wanted = self._wanted
         for folder in (wanted.path, wanted.environments, os.path.join(wanted.path, "wheelhouse")):
             ensure_directory(folder, self._owner)
-        local = [self._take(given) for given in (package, brought_wheel) if given is not None]
-        lock = os.path.join(wanted.path, "lock")
-        with acting_as(self._owner), hold(lock, lambda: self._progress.update("waiting for another run's build")):
+        local = [self._take(given) if given else None for given in (package, brought.wheel, brought.lock)]
+        path = os.path.join(wanted.path, "lock")
+        with contextlib.ExitStack() as stack:
+            # Opened with the rights of whoever brought them.
+            wheels = [stack.enter_context(open(one, "rb")) for one in _wheels_in(brought.packages)]
+            stack.enter_context(acting_as(self._owner))
+            stack.enter_context(hold(path, lambda: self._progress.update("waiting for another run's build")))
             self._remove(self._workshop)
             os.mkdir(self._workshop, 0o755)
             try:
-                package_path = self._store(local[0], self._workshop)
-                if brought_wheel is not None:
-                    self._store(local[1], self._wheel_folder())
-                python = self._choose_python()
-                pip = self._fetch_pip()
-                wheel, compiled = kept_wheel(wanted.wheel_folder), False
-                if wheel is None:
-                    wheel, compiled = self._compile(python, pip), True
-                self._install(python, pip, _proved(wheel), package_path)
+                self._use_packages(wheels, brought.offline)
+                done = self._converge(*local)
             finally:
                 self._remove(self._workshop)
             self._forget_old_environments()
-        return wheel, compiled
+        return done
+
+    def _converge(
+        self,
+        package: Optional[Tuple[str, bytes]],
+        wheel: Optional[Tuple[str, bytes]],
+        lock: Optional[Tuple[str, bytes]],
+    ) -> Done:
+        wanted = self._wanted
+        assert package is not None
+        package_path = self._store(package, self._workshop)
+        if wheel is not None and wanted.build:
+            self._store(wheel, self._kept_folder(wanted.wheel_folder))
+        if lock is not None and wanted.packages:
+            self._keep_lock(wanted.packages, lock[1].decode("utf-8", "replace"))
+        python, pip = self._choose_python(), self._fetch_pip()
+        built, compiled = kept_wheel(wanted.wheel_folder) if wanted.build else None, False
+        if wanted.build and built is None:
+            built, compiled = self._compile(python, pip), True
+        requirements = wanted.requirements
+        if wanted.packages:
+            requirements = self._locked(wanted.packages, python, pip)
+        self._install(python, pip, requirements, [*([_proved(built)] if built else []), package_path])
+        return Done(built, compiled, wanted.lock_file if wanted.packages else None)
+
+    def _use_packages(self, wheels: Sequence[BinaryIO], offline: bool) -> None:
+        """Copy wheels that were brought to where the owner can read them, and ask that place first."""
+        if not wheels and not offline:
+            return
+        folder = os.path.join(self._workshop, "packages")
+        os.mkdir(folder, 0o755)
+        for number, source in enumerate(wheels, 1):
+            name = os.path.basename(source.name)
+            self._progress.update("taking the packages that were brought", name, number, len(wheels), "packages")
+            with open(os.path.join(folder, name), "xb") as target:
+                shutil.copyfileobj(source, target)
+        settings = self._settings
+        links = (folder,) if offline else (folder, *settings.find_links)
+        self._settings = PackageIndexSettings(
+            () if offline else settings.index_urls, links, settings.ca_bundle, settings.proxy
+        )
+        self._shop.settings = self._settings
+
+    def _keep_lock(self, packages: PackageSet, text: str) -> None:
+        check_lock(text, packages)
+        self._kept_folder(os.path.dirname(self._wanted.lock_file))
+        write(self._wanted.lock_file, text.encode())
+
+    def _locked(self, packages: PackageSet, python: str, pip: str) -> str:
+        """Return the lock of the packages: the one that this host has, else a new one, resolved by pip."""
+        with contextlib.suppress(OSError):
+            with open(self._wanted.lock_file, encoding="utf-8") as source:
+                text = source.read()
+            check_lock(text, packages)
+            return text
+        self._progress.update("resolving the packages", packages.key)
+        environment = self._make_environment(python, os.path.join(self._workshop, "resolving"))
+        wished = os.path.join(self._workshop, "wished.txt")
+        write(wished, "\n".join([*packages.requirements, *without_hashes(self._wanted.requirements), ""]).encode())
+        report = os.path.join(self._workshop, "report.json")
+        command = [
+            "install",
+            "--dry-run",
+            "--ignore-installed",
+            "--only-binary",
+            ":all:",
+            "--report",
+            report,
+            "-r",
+            wished,
+        ]
+        self._shop.pip(environment, pip, command, watch=lambda line: self._tell_package("resolving the packages", line))
+        with open(report, encoding="utf-8") as source:
+            text = lock_from_report(json.load(source))
+        self._keep_lock(packages, text)
+        return text
 
     def _take(self, given: Package) -> Tuple[str, bytes]:
         """Read a wheel that was brought, with the rights of whoever brought it, and prove it."""
@@ -106,26 +211,32 @@ class Builder:
     def _store(self, wheel: Tuple[str, bytes], folder: str) -> str:
         name, content = wheel
         path = os.path.join(folder, name)
-        _write(path, content)
-        _write(path + ".sha256", hashlib.sha256(content).hexdigest().encode())
+        write(path, content)
+        write(path + ".sha256", hashlib.sha256(content).hexdigest().encode())
         return path
 
     def _choose_python(self) -> str:
         """Return an interpreter, new enough, that the owner can run: the one that was named, or the first found."""
-        named = self._wanted.python
+        wanted = self._wanted
+        exact = tuple(map(int, wanted.packages.python.split("."))) if wanted.packages else ()
+        # A version may be named in place of a program.
+        named = f"python{wanted.python}" if re.match(r"3\.\d", wanted.python) else wanted.python
         ours = os.path.join(sys.base_prefix, "bin", f"python{sys.version_info[0]}.{sys.version_info[1]}")
-        candidates = (
-            [named] if named else ["/usr/bin/python3", ours, "/usr/local/bin/python3", "/opt/homebrew/bin/python3"]
-        )
+        usual = ["/usr/bin/python3", ours, "/usr/local/bin/python3", "/opt/homebrew/bin/python3"]
+        if exact:
+            usual.append("python{}.{}".format(*exact))
+        candidates = [named] if named else usual
         least = ".".join(map(str, MINIMUM_PYTHON))
+        kind = "{}.{}".format(*exact) if exact else f"{least} or newer"
+        condition = f"sys.version_info[:2] {f'!= {exact}' if exact else f'< {MINIMUM_PYTHON}'}"
         for candidate in candidates:
-            test = f"import sys, venv; sys.exit(sys.version_info[:2] < {MINIMUM_PYTHON})"
+            test = f"import sys, venv; sys.exit({condition})"
             # A name without a path is looked for now: what is recorded must mean the same in every later run.
             path = shutil.which(candidate)
-            if path and self._run([os.path.abspath(path), "-I", "-c", test], check=False)[0] == 0:
+            if path and self._shop.run([os.path.abspath(path), "-I", "-c", test], check=False)[0] == 0:
                 return os.path.abspath(path)
         raise RuntimeBuildError(
-            f"{self._owner.name} can run no Python {least} or newer with venv (tried {', '.join(candidates)})",
+            f"{self._owner.name} can run no Python {kind} with venv (tried {', '.join(candidates)})",
             "install one, or name it with inference_runtime_python",
         )
 
@@ -136,15 +247,16 @@ class Builder:
         return path
 
     def _compile(self, python: str, pip: str) -> str:
-        wanted = self._wanted
+        wanted, build = self._wanted, self._wanted.build
+        assert build is not None
         environment = self._make_environment(python, os.path.join(self._workshop, "environment"))
         self._progress.update("installing the tools of the build")
-        self._pip(environment, pip, ["install", "--only-binary", ":all:"], wanted.build_requirements)
+        self._shop.pip(environment, pip, ["install", "--only-binary", ":all:"], wanted.build_requirements)
         out = os.path.join(self._workshop, "out")
-        arguments = " ".join(wanted.build.cmake_arguments)
-        step = f"compiling llama-cpp-python {wanted.build.version} for {wanted.build.backend}"
+        arguments = " ".join(build.cmake_arguments)
+        step = f"compiling llama-cpp-python {build.version} for {build.backend}"
         self._progress.update(step, "fetching its source")
-        self._pip(
+        self._shop.pip(
             environment,
             pip,
             ["wheel", "-v", "--no-deps", "--no-build-isolation", "--no-binary", ":all:", "--wheel-dir", out],
@@ -157,12 +269,13 @@ class Builder:
             raise RuntimeBuildError("compiling llama-cpp-python left no wheel", "run again with -vvv, and report it")
         with open(built[0], "rb") as source:
             content = source.read()
-        return self._store((os.path.basename(built[0]), content), self._wheel_folder())
+        return self._store((os.path.basename(built[0]), content), self._kept_folder(wanted.wheel_folder))
 
-    def _wheel_folder(self) -> str:
-        os.makedirs(self._wanted.wheel_folder, exist_ok=True)
-        os.chmod(self._wanted.wheel_folder, 0o755)
-        return self._wanted.wheel_folder
+    def _kept_folder(self, folder: str) -> str:
+        """Make a folder of what this host keeps; returns its path."""
+        os.makedirs(folder, exist_ok=True)
+        os.chmod(folder, 0o755)
+        return folder
 
     def _tell_ninja_step(self, step: str, line: str) -> None:
         match = _NINJA_STEP.match(line)
@@ -183,136 +296,53 @@ class Builder:
         self._remove(path)
         return path
 
-    def _install(self, python: str, pip: str, wheel: str, package: str) -> None:
+    def _install(self, python: str, pip: str, requirements: str, local: List[str]) -> None:
+        """Install into a new environment, prove it, and switch to it; ``local`` are wheels that need no index."""
         wanted = self._wanted
         environment = self._make_environment(python, self._free_folder())
         try:
             step = "installing the inference runtime"
             self._progress.update(step)
-            self._pip(
+            self._shop.pip(
                 environment,
                 pip,
-                ["install", "--only-binary", ":all:"],
-                wanted.requirements,
+                ["install", "--only-binary", ":all:", "--no-deps"]
+                if wanted.packages
+                else ["install", "--only-binary", ":all:"],
+                requirements,
                 watch=lambda line: self._tell_package(step, line),
             )
-            self._pip(environment, pip, ["install", "--no-index", "--no-deps", wheel, package])
-            self._pip(environment, pip, ["check"])
-            executable = os.path.join(environment, "bin", "python")
-            version = self._run([executable, "-I", "-c", "import platform; print(platform.python_version())"])[
-                1
-            ].strip()
-            write_json(
-                os.path.join(environment, STATE),
-                {
-                    "schema_version": SCHEMA_VERSION,
-                    "key": wanted.key,
-                    "build": wanted.build.key,
-                    "backend": wanted.build.backend,
-                    "cmake_arguments": list(wanted.build.cmake_arguments),
-                    "wheel": os.path.basename(wheel),
-                    "python": {"executable": python, "real_executable": os.path.realpath(python), "version": version},
-                    "distributions": installed_distributions(environment),
-                    "installed_at": now(),
-                },
-            )
+            self._shop.pip(environment, pip, ["install", "--no-index", "--no-deps", *local])
+            self._shop.pip(environment, pip, ["check"])
+            self._progress.update("proving the inference runtime")
+            version = prove(self._shop, environment, wanted)
+            write_json(os.path.join(environment, STATE), self._record(environment, python, version, requirements))
         except BaseException:
             self._remove(environment)
             raise
-        temporary = f"{wanted.current}.{os.getpid()}"
-        self._remove(temporary)
-        os.symlink(os.path.relpath(environment, wanted.path), temporary)
-        os.replace(temporary, wanted.current)
+        switch_to(wanted.path, environment)
+        self._remove(os.path.join(wanted.path, HELD))
+
+    def _record(self, environment: str, python: str, version: str, requirements: str) -> Dict[str, Any]:
+        wanted, build = self._wanted, self._wanted.build
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "key": wanted.key,
+            "build": build.key if build else None,
+            "backend": wanted.backend,
+            "cmake_arguments": list(build.cmake_arguments) if build else [],
+            "packages": wanted.packages.key if wanted.packages else None,
+            "lock_sha256": hashlib.sha256(requirements.encode()).hexdigest(),
+            "python": {"executable": python, "real_executable": os.path.realpath(python), "version": version},
+            "distributions": installed_distributions(environment),
+            "libraries": libraries_of(environment),
+            "installed_at": now(),
+        }
 
     def _make_environment(self, python: str, path: str) -> str:
         self._progress.update("making a virtual environment")
-        self._run([python, "-I", "-m", "venv", "--without-pip", path])
+        self._shop.run([python, "-I", "-m", "venv", "--without-pip", path])
         return path
-
-    def _pip(
-        self,
-        environment: str,
-        pip: str,
-        arguments: Sequence[str],
-        requirements: Optional[str] = None,
-        extra: Optional[Mapping[str, str]] = None,
-        watch: Optional[Callable[[str], None]] = None,
-    ) -> None:
-        """Run pip for ``environment``; ``requirements`` (text) must pin every package with its hash."""
-        executable = os.path.join(environment, "bin", "python")
-        command = [executable, "-I", os.path.join(pip, "pip"), *arguments]
-        if requirements is not None:
-            path = os.path.join(self._workshop, "requirements.txt")
-            _write(path, requirements.encode())
-            command += ["--require-hashes", "-r", path]
-        tools = os.path.join(environment, "bin")
-        self._run(
-            command,
-            {"VIRTUAL_ENV": environment, "PATH_FIRST": tools, **self._index_environment(), **(extra or {})},
-            watch=watch,
-        )
-
-    def _index_environment(self) -> Dict[str, str]:
-        """What pip must know to use our index: its configuration files may be out of the owner's reach."""
-        settings = self._settings
-        environment = {
-            "PIP_CONFIG_FILE": os.devnull,
-            "PIP_NO_CACHE_DIR": "1",
-            "PIP_NO_INPUT": "1",
-            "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-            "PIP_NO_INDEX": "" if settings.index_urls else "1",
-            "PIP_INDEX_URL": settings.index_urls[0] if settings.index_urls else "",
-            "PIP_EXTRA_INDEX_URL": " ".join(settings.index_urls[1:]),
-            "PIP_FIND_LINKS": " ".join(settings.find_links),
-            "PIP_PROXY": settings.proxy or "",
-        }
-        if settings.ca_bundle:
-            for name in ("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
-                environment[name] = settings.ca_bundle
-        return {name: value for name, value in environment.items() if value}
-
-    def _run(
-        self,
-        command: Sequence[str],
-        extra: Optional[Mapping[str, str]] = None,
-        watch: Optional[Callable[[str], None]] = None,
-        check: bool = True,
-    ) -> Tuple[int, str]:
-        """Run ``command`` as the owner; returns its status and output. Raises RuntimeBuildError if ``check``."""
-        environment = environment_for(self._owner, os.environ)
-        environment.update(extra or {})
-        first = environment.pop("PATH_FIRST", "")
-        if first:
-            environment["PATH"] = f"{first}:{environment['PATH']}"
-        try:
-            process = subprocess.Popen(
-                command,
-                env=environment,
-                cwd=self._workshop,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                preexec_fn=dropping_to(self._owner),
-                encoding="utf-8",
-                errors="replace",
-            )
-        except (OSError, subprocess.SubprocessError) as error:
-            if check:
-                raise RuntimeBuildError(f"{command[0]} cannot be run: {error}", "correct that, and run again") from None
-            return 127, ""
-        tail: Deque[str] = deque(maxlen=200)
-        with process:
-            assert process.stdout is not None
-            for line in process.stdout:
-                tail.append(line.rstrip())
-                if watch is not None:
-                    watch(line)
-        status = process.returncode
-        if check and status != 0:
-            raise RuntimeBuildError(
-                f"{_describe(command)} failed with status {status}: {_cause(tail)}", "correct that, and run again"
-            )
-        return status, "\n".join(tail)
 
     def _remove(self, path: str) -> None:
         if os.path.isdir(path) and not os.path.islink(path):
@@ -321,13 +351,41 @@ class Builder:
             os.unlink(path)
 
     def _forget_old_environments(self) -> None:
-        """Keep the environment in use and the one before it, which is the way back."""
+        """Keep the environment in use and the last one before it that is whole, which is the way back."""
         in_use = os.path.realpath(self._wanted.current)
-        entries = os.scandir(self._wanted.environments)
+        others = [path for path in earlier_environments(self._wanted.path) if os.path.realpath(path) != in_use]
+        whole = [path for path in others if is_whole(path)]
+        kept = (whole or others)[: _KEPT_ENVIRONMENTS - 1]
+        for path in others:
+            if path not in kept:
+                self._remove(path)
+
+
+def earlier_environments(runtime: str) -> List[str]:
+    """Return the paths of all environments of a runtime, the newest first."""
+    with os.scandir(os.path.join(runtime, "environments")) as entries:
         by_age = sorted(entries, key=lambda entry: entry.stat(follow_symlinks=False).st_mtime, reverse=True)
-        others = [entry.path for entry in by_age if os.path.realpath(entry.path) != in_use]
-        for path in others[_KEPT_ENVIRONMENTS - 1 :]:
-            self._remove(path)
+    return [entry.path for entry in by_age]
+
+
+def is_whole(environment: str) -> bool:
+    """Tell whether an environment is as its own record says."""
+    state = read_state(environment)
+    return state is not None and not any(True for _ in own_differences(environment, state))
+
+
+def switch_to(runtime: str, environment: str) -> None:
+    """Make ``environment`` the one in use, in one step."""
+    current = os.path.join(runtime, "current")
+    temporary = f"{current}.{os.getpid()}"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(temporary)
+    os.symlink(os.path.relpath(environment, runtime), temporary)
+    os.replace(temporary, current)
+
+
+def _wheels_in(folder: str) -> List[str]:
+    return sorted(glob.glob(os.path.join(glob.escape(folder), "*.whl"))) if folder else []
 
 
 def _proved(wheel: str) -> str:
@@ -336,27 +394,3 @@ def _proved(wheel: str) -> str:
     if expected != found:
         raise RuntimeBuildError(f"{wheel} was changed since it was kept", "remove it, and run again")
     return wheel
-
-
-def _describe(command: Sequence[str]) -> str:
-    words: List[str] = [os.path.basename(word) for word in command if not word.startswith("-")]
-    return " ".join(words[1:3] or words)
-
-
-def _cause(lines: Sequence[str]) -> str:
-    """Return the line that most likely tells why a tool failed, with the next where it only announces that."""
-    said = [line.strip() for line in lines if line.strip()]
-    telling = [number for number, line in enumerate(said) if _CAUSE.search(line) and not _CONSEQUENCE.search(line)]
-    if not telling:
-        return said[-1] if said else "it printed nothing"
-    last = telling[-1]
-    return " ".join(said[last : last + 2]) if said[last].endswith(":") else said[last]
-
-
-def _write(path: str, content: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-    with os.fdopen(descriptor, "wb") as target:
-        os.fchmod(descriptor, 0o644)
-        target.write(content)
-        target.flush()
-        os.fsync(descriptor)

@@ -115,6 +115,9 @@ TORCH_PROFILES: Dict[str, Tuple[str, ...]] = {
 }
 PROFILES = ("gguf", *TORCH_PROFILES, "onnx")
 
+PACKAGES = ("torch", "torchvision", "torchaudio", *CURRENT.libraries, "onnxruntime-gpu")
+"""Every package that a stack may have."""
+
 # The wheels are manylinux_2_28 (V), but onnxruntime-gpu for aarch64 is manylinux_2_34 (V).
 LEAST_GLIBC = (2, 28)
 LEAST_GLIBC_ONNX_AARCH64 = (2, 34)

@@ -129,6 +129,7 @@ def resolve_stack(profile: Mapping[str, Any], settings: Optional[StackSettings] 
     torch = _torch_of(choice, generation, python) if with_packages else None
     line = _line_of(choice, torch[0] if torch else "")
     packages, warnings = _packages(settings, host, generation, torch) if torch else ((), ())
+    packages = _with_versions(packages, settings.versions)
     gguf = "gguf" in settings.profiles
     if gguf and host.machine == "x86_64" and not host.instruction_sets:
         warnings += ("the processor's instruction sets are not known: compiled for the oldest",)
@@ -243,6 +244,16 @@ def _packages(
     if not host.darwin and host.machine == "x86_64" and "avx2" not in host.instruction_sets:
         warnings.append("torch and onnxruntime are unproven on a processor without AVX2, or that does not tell")
     return tuple(packages), tuple(warnings)
+
+
+def _with_versions(packages: Sequence[Package], versions: Mapping[str, str]) -> Tuple[Package, ...]:
+    """Return the packages in the versions that the user named; an empty one leaves a package out."""
+    replaced = []
+    for one in packages:
+        version, _, tag = versions.get(one.name, one.version).partition("+")
+        if version:
+            replaced.append(one._replace(version=version, tag=tag or one.tag))
+    return tuple(replaced)
 
 
 def _onnxruntime_on_aarch64(kind: str, libc: str) -> bool:
