@@ -8,15 +8,16 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
 from pathlib import Path
 
 import pytest
 from modelfleet.core.planning.document import HostPlan
+from modelfleet.core.privilege import Account
 
 # It starts fast: of these processes there are hundreds.
 CHILD = """
-import pickle, sys
+import os, pickle, sys
 sys.path.insert(0, sys.argv[1])
 from modelfleet.core.errors import ModelfleetError
 from modelfleet.core.fetch.settings import FetchSettings, Patience
@@ -25,6 +26,12 @@ from modelfleet.core.publishing import carry_out
 from modelfleet.core.store import manifest
 manifest.RACY_NS = 12_000_000
 plan = pickle.loads(sys.stdin.buffer.read())
+# Not before: another account may not be allowed to read the Python that runs this.
+if len(sys.argv) > 2:
+    uid, gid = map(int, sys.argv[2:])
+    os.setgroups([])
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
 try:
     carry_out(plan, FetchSettings(patience=Patience(tries=1)), Progress())
 except ModelfleetError as error:
@@ -34,21 +41,25 @@ except OSError as error:
 """
 
 
-def carried_out(checkout: Path, plan: HostPlan, *inject: str, paths: Sequence[Path] = ()) -> tuple[int, str]:
-    """Carry out ``plan`` in a child, with these injections of strace; returns exit status and what was said.
+def carried_out(
+    checkout: Path, plan: HostPlan, inject: str = "", account: Account | None = None
+) -> tuple[int, str, bool]:
+    """Carry out ``plan`` in a child, with this injection of strace, and as ``account``, where they are given.
 
-    Where ``paths`` are given, only calls that concern them are counted. The status is -9 where it was killed.
+    Returns exit status, what was said, and whether a call was made to fail. The status is -9 where it was killed.
     """
     line = [sys.executable, "-c", CHILD, str(checkout / "python")]
-    if inject:
-        options = [option for one in inject for option in ("-e", f"inject={one}")]
-        calls = ",".join(one.split(":")[0] for one in inject)
-        some = [option for path in paths for option in ("-P", str(path))]
-        line = ["strace", "-f", "-qq", *some, "-e", f"trace={calls}", *options, "-o", os.devnull, *line]
+    if account is not None:
+        line += [str(account.uid), str(account.gid)]
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(line, input=pickle.dumps(plan), env=environment, capture_output=True, check=False)
+    with tempfile.NamedTemporaryFile() as log:
+        if inject:
+            call = inject.split(":")[0]
+            line = ["strace", "-f", "-qq", "-e", f"trace={call}", "-e", f"inject={inject}", "-o", log.name, *line]
+        done = subprocess.run(line, input=pickle.dumps(plan), env=environment, capture_output=True, check=False)
+        injected = b"(INJECTED)" in log.read()
     killed = done.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL)
-    return (-signal.SIGKILL if killed else done.returncode), done.stderr.decode("utf-8", "replace")
+    return (-signal.SIGKILL if killed else done.returncode), done.stderr.decode("utf-8", "replace"), injected
 
 
 @pytest.fixture(scope="session")

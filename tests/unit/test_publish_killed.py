@@ -58,7 +58,7 @@ def killed_at(checkout: Path, base: Path, owner: Account, kind: str, state: str,
             with pytest.raises(FetchError):
                 host.run(model)
             del server.by_path[last]
-        status, said = carried_out(checkout, HostPlan(str(store), (model,)), f"{call}:signal=KILL:when={number}")
+        status, said, _ = carried_out(checkout, HostPlan(str(store), (model,)), f"{call}:signal=KILL:when={number}")
         assert status in (0, -signal.SIGKILL), said
         found = host.content(folder)
         if kind == "folder":
