@@ -23,8 +23,10 @@ options:
       - C(inspect) compares and changes nothing; C(present) makes it so.
       - C(rollback) goes back to the environment that was in use before; later runs leave it, until another one is
         wanted than the one that was left.
+      - C(collected) installs nothing, and keeps all that an installation takes in O(wheelhouse), for hosts of the same
+        kind that reach no package index.
     type: str
-    choices: [inspect, present, rollback]
+    choices: [inspect, present, rollback, collected]
     default: present
   path:
     description: The environment's path. Empty means C(runtime) beside the store.
@@ -246,6 +248,15 @@ build_key:
   description: The name of the build; equal names mean interchangeable wheels. Empty where none is wished.
   type: str
   returned: always
+packages_key:
+  description: The name of all wheels that an installation takes beside llama-cpp-python's.
+  type: str
+  returned: always
+collected:
+  description: Path and SHA-256 of each wheel that an installation takes beside llama-cpp-python's.
+  type: list
+  elements: dict
+  returned: when I(state) is C(collected)
 wheel:
   description: The wheel that this host keeps of the build, or null.
   type: str
@@ -281,7 +292,7 @@ from ansible.module_utils.modelfleet.core.runtime.environment import (
     pinned_version,
     read_state,
 )
-from ansible.module_utils.modelfleet.core.runtime.lock import package_set
+from ansible.module_utils.modelfleet.core.runtime.lock import packages_of_stack
 from ansible.module_utils.modelfleet.core.runtime.profiles import AUTO, profiles_of
 from ansible.module_utils.modelfleet.core.runtime.resolver.settings import StackSettings
 from ansible.module_utils.modelfleet.core.runtime.resolver.stack import Stack, resolve_stack, stack_to_dict
@@ -291,7 +302,7 @@ from ansible.module_utils.modelfleet.core.store.tree import store_owner
 
 def get_argument_spec() -> dict:
     return {
-        "state": {"type": "str", "choices": ["inspect", "present", "rollback"], "default": "present"},
+        "state": {"type": "str", "choices": ["inspect", "present", "rollback", "collected"], "default": "present"},
         "path": {"type": "str", "default": ""},
         "store_path": {"type": "str", "default": ""},
         "python": {"type": "str", "default": ""},
@@ -350,17 +361,7 @@ def version_of_python(named: str) -> str:
 def find_wanted(params: dict, store_path: str, stack: Stack, libc: str) -> Wanted:
     """Return what the environment is to hold on this host."""
     gguf = stack.llama is not None
-    packages = None
-    if stack.packages:
-        tags = dict.fromkeys(one.tag for one in stack.packages if one.tag and params["torch_index"])
-        packages = package_set(
-            [one.requirement for one in stack.packages],
-            stack.backend,
-            ".".join(str(stack.python.version).split(".")[:2]),
-            stack.platform,
-            libc,
-            [f"{params['torch_index'].rstrip('/')}/{tag}" for tag in tags],
-        )
+    packages = packages_of_stack(stack, params["requirements"], libc, params["torch_index"])
     return Wanted(
         path=resolve_runtime_path(params["path"], store_path),
         python=params["python"],
@@ -369,7 +370,7 @@ def find_wanted(params: dict, store_path: str, stack: Stack, libc: str) -> Wante
         source_requirement=params["source_requirement"],
         build=stack.build(pinned_version(params["source_requirement"]), libc) if gguf else None,
         package_sha256=params["package_sha256"],
-        packages=packages,
+        packages=packages if stack.packages else None,
         backend=stack.backend,
         # ROCm and Vulkan: which accounts may use the card differs by system; the installation's proof tells it.
         gpu=stack.backend in ("cuda", "metal") and not stack.driver_pending,
@@ -407,12 +408,12 @@ def run(params: dict, check_mode: bool) -> dict:
     stack = find_stack(params, libc)
     wanted = find_wanted(params, store_path, stack, libc)
     state = inspect(wanted)
-    work = bool(state.findings)
+    work = bool(state.findings) or params["state"] == "collected"
     build_required = work and wanted.build is not None and state.wheel is None and not params["wheel_path"]
     lacks_python = stack.python.packages and not shutil.which(f"python{stack.python.version}")
     result = {
         "ansible_facts": facts_of(wanted, stack, dict(state.packages)),
-        "changed": work and params["state"] == "present",
+        "changed": work and params["state"] in ("present", "collected"),
         "path": wanted.current,
         "update_required": work,
         "reasons": list(state.reasons),
@@ -420,6 +421,7 @@ def run(params: dict, check_mode: bool) -> dict:
         "held": state.held,
         "stack": stack_to_dict(stack),
         "lock": lock_of(wanted, bool(params["lock_path"]), work),
+        "packages_key": packages_of_stack(stack, params["requirements"], libc).key,
         "build_required": build_required,
         "missing_build_tools": list(state.missing_tools) if build_required else [],
         "missing_python_packages": list(stack.python.packages) if work and lacks_python else [],
@@ -463,7 +465,23 @@ def run(params: dict, check_mode: bool) -> dict:
     )
     owner = store_owner(store_path)
 
+    def collect(progress: Progress) -> dict:
+        from ansible.module_utils.modelfleet.core.runtime.collecting import Collector, collected
+
+        collector = Collector(wanted, owner, settings, progress)
+        done = collector.converge(package, brought)
+        return {
+            **result,
+            "wheel": done.wheel,
+            "wheel_sha256": pin_of(done.wheel) if done.wheel else None,
+            "compiled": done.compiled,
+            "lock": lock_of(wanted, brought=True, work=False),
+            "collected": collected(collector.folder),
+        }
+
     def do(progress: Progress) -> dict:
+        if params["state"] == "collected":
+            return collect(progress)
         done = Builder(wanted, owner, settings, progress).converge(package, brought)
         installed = packages_of(read_state(wanted.current))
         return {
@@ -478,7 +496,7 @@ def run(params: dict, check_mode: bool) -> dict:
     if params["background"]:
         # The same environment at another path is other work.
         place = hashlib.sha256(wanted.path.encode()).hexdigest()[:16]
-        return {"changed": False, "job": start(f"runtime-{wanted.key}-{place}", do)}
+        return {"changed": False, "job": start(f"runtime-{params['state']}-{wanted.key}-{place}", do)}
     return do(Progress())
 
 

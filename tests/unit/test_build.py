@@ -10,132 +10,40 @@ import json
 import os
 import shutil
 import stat
-import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 from modelfleet import packaging
 from modelfleet.core.errors import FetchError, IntegrityError, ModelfleetError, RuntimeBuildError, UnsafePathError
-from modelfleet.core.fetch.package_index import PackageIndexSettings, download_distribution
+from modelfleet.core.fetch.package_index import PackageIndexSettings
 from modelfleet.core.jobs import Progress
-from modelfleet.core.privilege import Account, acting_as, current_account, find_account
+from modelfleet.core.privilege import Account, acting_as, find_account
 from modelfleet.core.runtime import build as build_module
 from modelfleet.core.runtime import workshop
-from modelfleet.core.runtime.build import PIP_SHA256, PIP_WHEEL, Brought, Builder, Done, Package
-from modelfleet.core.runtime.environment import STATE, Wanted, inspect, kept_wheel, read_state
-from modelfleet.core.runtime.resolver import Build
+from modelfleet.core.runtime.build import PIP_SHA256, PIP_WHEEL, Builder, Package
+from modelfleet.core.runtime.environment import STATE, inspect, kept_wheel, read_state
 from modelfleet.core.runtime.workshop import Workshop
 from support.grounds import account_folder, needs_root
 from support.index import make_source, make_wheel, sha256
-
-FLAGS = ("-DGGML_NATIVE=OFF", "-DGGML_AVX2=OFF")
-BUILD = Build("0.0.1", "cpu", FLAGS, "linux_x86_64", "glibc2.36")
+from support.runtime_host import BUILD, FLAGS, Host, fetch_pip, make_host
 
 
 @pytest.fixture(scope="session")
 def pip_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the pip that hosts install with, from the index that this machine is set to use."""
     path = tmp_path_factory.mktemp("pip") / PIP_WHEEL
-    try:
-        settings = PackageIndexSettings.from_environment(os.environ)
-        download_distribution("pip", PIP_WHEEL, PIP_SHA256, str(path), settings)
-    except FetchError as error:
-        pytest.skip(f"no package index that has pip can be reached: {error}")
+    fetch_pip(path)
     return path
-
-
-class Recorder(Progress):
-    """Keeps what is told."""
-
-    def __init__(self) -> None:
-        self.told: list[tuple[Any, ...]] = []
-
-    def update(self, *arguments: Any) -> None:
-        self.told.append(arguments)
-
-    @property
-    def steps(self) -> list[str]:
-        """Return the steps in their order, each once."""
-        return list(dict.fromkeys(told[0] for told in self.told))
-
-
-@dataclass
-class Host:
-    """A host's runtime folder, an owner, and all packages that it may install."""
-
-    root: Path
-    owner: Account
-    source_name: str = "llama_cpp_python-0.0.1.tar.gz"
-    modelfleet: packaging.Wheel = field(default_factory=packaging.build_wheel)
-    progress: Recorder = field(default_factory=Recorder)
-
-    @property
-    def index(self) -> Path:
-        return self.root / "index"
-
-    @property
-    def runtime(self) -> Path:
-        return self.root / "base" / "runtime"
-
-    def package(self) -> Package:
-        """Bring modelfleet's own wheel."""
-        path = self.root / self.modelfleet.filename
-        path.write_bytes(self.modelfleet.content)
-        return Package(str(path), self.modelfleet.sha256)
-
-    def requirement(self, name: str, file: str, digest: str | None = None) -> str:
-        """Return a requirement with its hash."""
-        return f"{name} --hash=sha256:{digest or sha256(self.index / file)}\n"
-
-    def wanted(self, **changes: Any) -> Wanted:
-        """Return what the environment shall hold."""
-        wanted = Wanted(
-            path=str(self.runtime),
-            python="",
-            requirements=self.requirement("tiny-dep==1.0", "tiny_dep-1.0-py3-none-any.whl"),
-            build_requirements=self.requirement("tiny-tool==1.0", "tiny_tool-1.0-py3-none-any.whl"),
-            source_requirement=self.requirement("llama-cpp-python==0.0.1", self.source_name),
-            build=BUILD,
-            package_sha256=self.modelfleet.sha256,
-        )
-        return wanted._replace(**changes)
-
-    def converge(self, brought: Package | None = None, **changes: Any) -> Done:
-        """Build and install."""
-        self.progress = Recorder()
-        settings = PackageIndexSettings((), (str(self.index),))
-        return Builder(self.wanted(**changes), self.owner, settings, self.progress).converge(
-            self.package(), Brought(wheel=brought)
-        )
-
-    def in_use(self) -> str:
-        """Return the folder of the environment in use."""
-        return os.path.realpath(self.runtime / "current")
-
-    def run(self, program: str) -> str:
-        """Run a program in the environment in use, as anybody."""
-        python = str(self.runtime / "current" / "bin" / "python")
-        done = subprocess.run([python, "-I", "-c", program], capture_output=True, text=True, check=True, cwd="/")
-        return done.stdout.strip()
 
 
 @pytest.fixture(scope="module")
 def host(pip_wheel: Path) -> Iterator[Host]:
     """Return a host with everything to install from; what the tests install stays for the next."""
-    owner = find_account("nobody") if os.geteuid() == 0 else current_account()
-    host = Host(Path(tempfile.mkdtemp(prefix="modelfleet-test-", dir=os.path.realpath("/tmp"))), owner)
-    host.root.chmod(0o755)
-    host.index.mkdir()
-    shutil.copy(pip_wheel, host.index)
-    make_wheel(host.index, "tiny-tool")
-    make_wheel(host.index, "tiny-dep")
+    host = make_host(pip_wheel)
     make_wheel(host.index, "tiny-needy", requires="not-there>=1")
-    make_source(host.index, "llama-cpp-python", "0.0.1")
     yield host
     shutil.rmtree(host.root)
 

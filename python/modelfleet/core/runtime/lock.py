@@ -9,6 +9,8 @@ import re
 from typing import Any, Dict, List, Mapping, NamedTuple, Sequence, Tuple
 
 from ..errors import RuntimeBuildError
+from .resolver.pythons import dotted, parse_python
+from .resolver.stack import Stack
 
 _PIN = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,99})==([A-Za-z0-9][A-Za-z0-9.!+_-]{0,99})")
 _HASH = re.compile(r"--hash=sha256:([0-9a-f]{64})")
@@ -38,13 +40,23 @@ class Pin(NamedTuple):
     sha256: str
 
 
-def package_set(
-    requirements: Sequence[str], backend: str, python: str, platform: str, libc: str, indexes: Sequence[str] = ()
-) -> PackageSet:
-    """Return the set of ``requirements`` for hosts of one kind; ``python`` such as 3.11, ``libc`` such as glibc2.36."""
-    digest = hashlib.sha256("\n".join(requirements).encode()).hexdigest()[:8]
-    key = f"stack-{backend}-py{python}-{platform}-{libc}-{digest}"
-    return PackageSet(key, tuple(requirements), python, tuple(indexes))
+def packages_of_stack(stack: Stack, requirements: str, libc: str, torch_index: str = "") -> PackageSet:
+    """Return the packages of a stack, for hosts with a C library such as ``glibc2.36``.
+
+    ``requirements`` is the pip requirements file of the profile gguf, from which that profile alone is installed: of
+    it only the key counts then. ``torch_index`` is the URL below which PyTorch has one index for each kind of build;
+    empty: none of them is asked.
+    """
+    python = dotted(parse_python(stack.python.version))
+    wished = [one.requirement for one in stack.packages] or without_hashes(requirements)
+    digest = hashlib.sha256("\n".join(wished).encode()).hexdigest()[:8]
+    tags = dict.fromkeys(one.tag for one in stack.packages if one.tag and torch_index)
+    return PackageSet(
+        f"stack-{stack.backend}-py{python}-{stack.platform}-{libc}-{digest}",
+        tuple(wished),
+        python,
+        tuple(f"{torch_index.rstrip('/')}/{tag}" for tag in tags),
+    )
 
 
 def without_hashes(requirements: str) -> List[str]:
