@@ -9,9 +9,9 @@ DOCUMENTATION = r"""
 module: modelfleet_inference_check
 short_description: Prove local inference
 description:
-  - Lets each model continue the prompt of its catalog entry and compares the text with what the catalog expects.
-  - Runs in the managed environment, in a child process under the store's owner, without network.
-  - A proof whose fingerprint (kernel, driver, packages, model, prompt, placement) is unchanged is not run again.
+  - Checks that the installed stack computes on the host's accelerator, then that each model of the plan answers.
+  - Runs in the managed environment, in child processes under the store's owner, without network.
+  - A proof whose fingerprint (kernel, driver, packages, model, check, placement) is unchanged is not run again.
 version_added: "0.1.0"
 author:
   - The modelfleet contributors (@modelfleet)
@@ -35,10 +35,33 @@ options:
     type: list
     elements: dict
     required: true
+  hardware:
+    description:
+      - The HardwareProfile that M(modelfleet_hardware_info) returned.
+      - Without it nothing is expected of an accelerator.
+    type: dict
+    default: {}
+  backend:
+    description: The backend of the stack that M(modelfleet_runtime) installed. Empty means that of its record.
+    type: str
+    default: ""
+  profiles:
+    description: The profiles of the environment, as M(modelfleet_runtime) returned them.
+    type: list
+    elements: str
+    default: []
   timeout:
     description: Seconds that one proof may take.
     type: int
     default: 600
+  memory_mebibytes:
+    description: MiB of memory of its own that the process of one proof may take. 0 means no limit.
+    type: int
+    default: 0
+  throughput_share:
+    description: The share of what the memory's bandwidth allows under which generation counts as slow.
+    type: float
+    default: 0.2
   background:
     description: Do the work in a process of its own and return at once. The action plugin sets it.
     type: bool
@@ -48,28 +71,39 @@ attributes:
     description: Tells which proofs would run.
     support: full
   diff_mode:
-    description: Lists the proofs that run.
+    description: Lists the proofs that run, and what changed since they were last run.
     support: full
 """
 
 EXAMPLES = r"""
-- name: Prove the models of this host
+- name: Prove the installation and the models of this host
   modelfleet_inference_check:
     models: "{{ ansible_facts['modelfleet_plan']['models'] }}"
+    hardware: "{{ ansible_facts['modelfleet_hardware'] }}"
 """
 
 RETURN = r"""
 proofs:
   description: >-
-    For each model the prompt, the output, what was expected, whether it passed, load time, tokens per second,
-    memory, isolation and versions; C(ran) tells whether it was run now.
+    For each model what it was asked, the output, what was expected, whether it passed, the checks, load time, tokens
+    per second, throughput, memory, isolation and versions; C(ran) tells whether it was run now, C(reasons) why it was
+    run last.
   type: list
   elements: dict
   returned: always
+installation:
+  description: The checks of the installed stack, and what it said of itself; null where there is no environment yet.
+  type: dict
+  returned: always
 unproved:
-  description: The models for which this release has no proof.
+  description: The models that are not proved, each with the reason and the command that proves it.
   type: list
-  elements: str
+  elements: dict
+  returned: always
+memory:
+  description: Predicted and measured memory by device, and the headroom that would have covered the difference.
+  type: list
+  elements: dict
   returned: always
 job:
   description: Where the progress and the result of the work are, when it goes on in the background.
@@ -81,16 +115,13 @@ import hashlib
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.modelfleet.core.errors import ModelfleetError
-from ansible.module_utils.modelfleet.core.inference.proof import (
-    due,
-    fingerprint,
-    installed_key,
-    prove,
-    read_records,
-    subjects,
-)
+from ansible.module_utils.modelfleet.core.inference.child import Limits
+from ansible.module_utils.modelfleet.core.inference.ledger import read_ledger, summary
+from ansible.module_utils.modelfleet.core.inference.proof import Place, Wished, prove, survey
+from ansible.module_utils.modelfleet.core.inference.report import problem, told
 from ansible.module_utils.modelfleet.core.jobs import Progress, describe_os_error, start
 from ansible.module_utils.modelfleet.core.store.layout import resolve_runtime_path, resolve_store_path
+from ansible.module_utils.modelfleet.core.units import MIB
 
 
 def get_argument_spec() -> dict:
@@ -99,7 +130,12 @@ def get_argument_spec() -> dict:
         "runtime_path": {"type": "str", "default": ""},
         "environment_key": {"type": "str", "default": "", "no_log": False},
         "models": {"type": "list", "elements": "dict", "required": True},
+        "hardware": {"type": "dict", "default": {}},
+        "backend": {"type": "str", "default": ""},
+        "profiles": {"type": "list", "elements": "str", "default": []},
         "timeout": {"type": "int", "default": 600},
+        "memory_mebibytes": {"type": "int", "default": 0},
+        "throughput_share": {"type": "float", "default": 0.2},
         "background": {"type": "bool", "default": False},
     }
 
@@ -107,41 +143,41 @@ def get_argument_spec() -> dict:
 def run(params: dict, check_mode: bool) -> dict:
     """Return the module's result, or the job that will have it."""
     store_path = resolve_store_path(params["store_path"])
-    runtime_path = resolve_runtime_path(params["runtime_path"], store_path)
-    wanted, unproved = subjects(params["models"])
-    environment_key = params["environment_key"] or installed_key(runtime_path)
-    records = read_records(store_path)
-    marked = [(subject, fingerprint(subject, environment_key)) for subject in wanted]
-    pending = [(subject, mark) for subject, mark in marked if due(subject, mark, records)]
-    waiting = {subject.file for subject, _ in pending}
-    earlier = [{**records[subject.file], "ran": False} for subject in wanted if subject.file not in waiting]
+    limits = Limits(params["timeout"], params["memory_mebibytes"] * MIB)
+    place = Place(
+        store_path, resolve_runtime_path(params["runtime_path"], store_path), limits, params["throughput_share"]
+    )
+    wished = Wished(
+        *(params["models"], params["environment_key"], params["hardware"]),
+        *(params["backend"], tuple(params["profiles"])),
+    )
+    found = survey(place, wished)
     result = {
-        "changed": bool(pending),
-        "proofs": earlier,
-        "unproved": unproved,
-        "diff": {"before": "", "after": "".join(f"{subject.file}: proved\n" for subject, _ in pending)},
+        "changed": bool(found.due),
+        "proofs": [told(record, False) for record in found.proofs],
+        "installation": told(found.installation, False) if found.installation else None,
+        "unproved": [one._asdict() for one in found.unproved],
+        "memory": summary(read_ledger(store_path)),
+        "diff": {"before": "", "after": "".join(one.told for one in found.due)},
     }
-    if check_mode or not pending:
+    if check_mode or not found.due:
         return result
 
     def work(progress: Progress) -> dict:
-        proofs = [
-            {**proof, "ran": True} for proof in prove(store_path, runtime_path, pending, params["timeout"], progress)
-        ]
-        failed = [proof for proof in proofs if not proof["passed"]]
-        told = {**result, "proofs": earlier + proofs}
-        if failed:
-            first = failed[0]
-            told.update(
-                failed=True,
-                msg=f"{first['model']} continued {first['prompt']!r} with {first['output']!r}, "
-                f"expected {first['expected']!r}; the file is the pinned one, so look at the runtime: "
-                "its build flags and this host's processor",
-            )
-        return told
+        installation, proofs = prove(place, wished, found.ready, progress)
+        answer = {
+            **result,
+            "changed": bool(installation or proofs),
+            "proofs": [*result["proofs"], *(told(record, True) for record in proofs)],
+            "memory": summary(read_ledger(store_path)),
+        }
+        if installation:
+            answer["installation"] = told(installation, True)
+        message = problem(installation, proofs, found.altered)
+        return {**answer, "failed": True, "msg": message} if message else answer
 
     if params["background"]:
-        what = "\0".join([store_path, runtime_path, *(f"{subject.file} {mark}" for subject, mark in pending)])
+        what = "\0".join([store_path, place.runtime_path, result["diff"]["after"], repr(params["models"])])
         return {"changed": False, "job": start(f"proof-{hashlib.sha256(what.encode()).hexdigest()[:16]}", work)}
     return work(Progress())
 

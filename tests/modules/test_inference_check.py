@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from modelfleet.core.store.manifest import RACY_NS, FileRecord, write_manifest
 from support.work import result_of
 
 Call = Callable[..., dict[str, Any]]
 
+# Under the name that Ansible ships it by.
+SENTINEL = "ansible.module_utils.modelfleet.core.inference.sentinel"
 FILE = "chat/7b/small.gguf"
 RESULT = {
     "backend": "cpu",
@@ -30,14 +33,40 @@ RESULT = {
 }
 
 
+INSTALLATION = {
+    "python": "3.11.2",
+    "kernel": "6.1.0",
+    "driver": None,
+    "torch": None,
+    "llama_cpp": {"version": "0.3.36", "built": ["cpu"], "usable": [], "offload": False},
+    "onnxruntime": None,
+}
+CARD = {"vendor": "nvidia", "name": "NVIDIA GeForce RTX 4090", "compute_capability": "8.9"}
+
+
+def publish(store: Path, content: bytes = b"GGUF") -> None:
+    """Put the model there as the role models does: with its record, older than what may be a racy stamp."""
+    (store / FILE).write_bytes(content)
+    status = (store / FILE).stat()
+    record = FileRecord(
+        *("small", status.st_size, "a" * 64, status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns),
+        *("file:///x", None, "2026-01-01T00:00:00Z", status.st_ctime_ns + RACY_NS + 1),
+    )
+    write_manifest(str(store), {FILE: record})
+
+
 @pytest.fixture
 def call(runner: Callable[[str], Call], store: Path) -> Call:
     """Return a function that runs the module for one model, proved by a script in the environment's place."""
-    (store / FILE).write_bytes(b"GGUF")
+    publish(store)
     binaries = store.parent / "runtime" / "current" / "bin"
     binaries.mkdir(parents=True)
     interpreter = "/usr/bin/python3" if os.path.exists("/usr/bin/python3") else sys.executable
-    (binaries / "python").write_text(f"#!{interpreter} -S\nimport json\nprint(json.dumps({RESULT!r}))\n")
+    (binaries / "python").write_text(
+        f"#!{interpreter} -S\nimport json, sys\n"
+        f"said = {INSTALLATION!r} if json.load(sys.stdin)['kind'] == 'installation' else {RESULT!r}\n"
+        "print(json.dumps(said))\n"
+    )
     (binaries / "python").chmod(0o755)
     model = {
         "model": "small",
@@ -49,6 +78,11 @@ def call(runner: Callable[[str], Call], store: Path) -> Call:
     return lambda **changes: run(**{**arguments, **changes})
 
 
+def install_package(store: Path, name: str) -> None:
+    """Put a distribution into the environment, as pip names its folder."""
+    (store.parent / "runtime/current/lib/python3.11/site-packages" / f"{name}.dist-info").mkdir(parents=True)
+
+
 def expecting(text: str) -> dict[str, Any]:
     """Return the argument for a model of which another text is expected."""
     file = {"path": FILE, "sha256": "a" * 64, "size": 4}
@@ -58,7 +92,7 @@ def expecting(text: str) -> dict[str, Any]:
 def test_check_mode_tells_and_a_second_run_proves_nothing(call: Call) -> None:
     predicted = call(check=True)
     assert predicted["changed"] is True and predicted["proofs"] == []
-    assert predicted["diff"] == {"before": "", "after": f"{FILE}: proved\n"}
+    assert predicted["diff"] == {"before": "", "after": f"{FILE}: proved (never proved)\n"}
     result = call()
     assert result["changed"] is True and result["diff"] == predicted["diff"]
     (proof,) = result["proofs"]
@@ -79,8 +113,8 @@ def test_a_wrong_answer_fails_and_stays_due(call: Call) -> None:
     result = call(**expecting(" three"))
     assert result["failed"] is True and result["proofs"][0]["passed"] is False
     assert result["msg"] == (
-        "small continued 'One' with ' two.', expected ' three'; the file is the pinned one, "
-        "so look at the runtime: its build flags and this host's processor"
+        "MF-RUN-051 the model answers as expected: small: found ' two.', wanted ' three'; "
+        "the files are the pinned ones, so look at the runtime: its build flags and this host's processor"
     )
     assert call(check=True, **expecting(" three"))["changed"] is True
 
@@ -103,15 +137,28 @@ def test_check_mode_starts_nothing(call: Call, module_jobs: Path) -> None:
 
 
 def test_models_without_a_proof_are_named(call: Call) -> None:
-    result = call(models=[{"model": "bare", "files": [{"path": "embeddings/x.onnx"}], "check": None}])
-    assert result["unproved"] == ["bare"] and result["changed"] is False
+    bare = {"model": "bare", "files": [{"path": FILE, "sha256": "a" * 64}], "check": None}
+    result = call(models=[bare])
+    (unproved,) = result["unproved"]
+    assert (unproved["model"], unproved["reason"]) == ("bare", "its catalog entry has no check")
+    assert unproved["command"].endswith("./modelfleet verify -l HOST") and result["changed"] is False
+
+
+def test_a_kind_whose_library_is_not_installed(call: Call, store: Path) -> None:
+    file = {"path": FILE, "sha256": "a" * 64}
+    model = {"model": "e", "kind": "embedding", "format": "safetensors", "files": [file], "check": None}
+    (unproved,) = call(models=[model])["unproved"]
+    assert unproved["reason"] == "sentence_transformers is not in the managed environment"
+    install_package(store, "sentence_transformers-6.2.0")
+    result = call(models=[model], check=True)
+    assert result["unproved"] == [] and result["changed"] is True
 
 
 def test_before_anything_is_there_check_mode_predicts(call: Call, ground: Path) -> None:
     missing = str(ground / "none" / "models")
     assert call(check=True, store_path=missing)["changed"] is True
     result = call(store_path=missing)
-    assert result["msg"] == f"{missing}: there is no model store; run the role model_store first"
+    assert result["failed"] is True and "there is no model store; run the role model_store first" in result["msg"]
 
 
 def test_no_environment(call: Call, ground: Path) -> None:
@@ -127,3 +174,92 @@ def test_the_same_proof_in_two_stores_is_two_works(call: Call, ground: Path, sto
     jobs = [call(background=True, store_path=str(path), **unmet)["job"] for path in (store, other)]
     assert jobs[0]["folder"] != jobs[1]["folder"]
     assert [result_of(job)["proofs"][0]["output"] for job in jobs] == [" two.", " two."]
+
+
+class TestSentinel:
+    """What changed is proved again, says what it was, and is quiet then; nothing else is run."""
+
+    def again(self, call: Call, *reasons: str, **arguments: Any) -> None:
+        predicted = call(check=True, **arguments)
+        assert predicted["changed"] is True
+        result = call(**arguments)
+        assert result["changed"] is True and result["proofs"][0]["reasons"] == list(reasons)
+        assert result["diff"] == predicted["diff"]
+        assert call(**arguments)["changed"] is False
+
+    def test_another_kernel(self, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("platform.release", lambda: "6.1.0")
+        call()
+        monkeypatch.setattr("platform.release", lambda: "6.2.0")
+        self.again(call, "kernel 6.1.0 → 6.2.0")
+
+    def test_another_driver(self, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+        call()
+        monkeypatch.setattr(f"{SENTINEL}.driver_version", lambda: "nvidia 595.71")
+        self.again(call, "driver none → nvidia 595.71")
+
+    def test_another_package(self, call: Call, store: Path) -> None:
+        install_package(store, "numpy-2.0.1")
+        call()
+        folder = store.parent / "runtime/current/lib/python3.11/site-packages"
+        (folder / "numpy-2.0.1.dist-info").rename(folder / "numpy-2.1.0.dist-info")
+        self.again(call, "package numpy 2.0.1 → 2.1.0")
+
+    def test_another_check(self, call: Call) -> None:
+        call()
+        self.again(call, "the check is another", **expecting(" two."))
+
+    def test_another_placement(self, call: Call) -> None:
+        file = {"path": FILE, "sha256": "a" * 64}
+        model = {"model": "small", "files": [file], "check": {"prompt": "One and one is", "expected": " two"}}
+        call(models=[model])
+        placement = {"device": "CPU", "backend": "cpu", "gpu_layers": 0}
+        self.again(call, "placement none → CPU", models=[{**model, "placement": placement}])
+
+    def test_a_file_that_was_published_again(self, call: Call, store: Path) -> None:
+        call()
+        (store / FILE).unlink()
+        (store / "other").touch()
+        publish(store)
+        self.again(call, f"{FILE} was published again")
+
+    def test_a_file_replaced_by_hand_is_not_loaded(self, call: Call, store: Path) -> None:
+        call()
+        (store / FILE).unlink()
+        (store / FILE).write_bytes(b"EVIL")
+        assert call(check=True)["diff"]["after"] == f"{FILE}: proved ({FILE} was changed since it was published)\n"
+        result = call()
+        assert result["failed"] is True and result["changed"] is False
+        assert result["msg"] == (
+            f"MF-RUN-050 the model's files are the published ones: small: {FILE} was changed since it was published; "
+            "run ./modelfleet apply: it fetches what is not as pinned"
+        )
+        (store / FILE).unlink()
+        publish(store)
+        assert call()["proofs"][0]["passed"] is True
+        assert call()["changed"] is False
+
+    def test_a_file_that_is_gone(self, call: Call, store: Path) -> None:
+        (store / FILE).unlink()
+        assert f"small: {FILE} is not in the store" in call()["msg"]
+
+
+class TestInstallation:
+    def test_it_is_checked_once(self, call: Call) -> None:
+        predicted = call(environment_key="one", check=True)
+        assert predicted["diff"]["after"].startswith("installation: proved (never proved)\n")
+        result = call(environment_key="one")
+        assert [check["id"] for check in result["installation"]["checks"]] == ["MF-RUN-020"]
+        assert result["installation"]["ran"] is True and result["diff"] == predicted["diff"]
+        again = call(environment_key="one")
+        assert again["changed"] is False and again["installation"] == {**result["installation"], "ran": False}
+
+    def test_a_gpu_host_that_computes_on_its_processor_fails_by_name(self, call: Call) -> None:
+        arguments = {"environment_key": "one", "backend": "cuda", "hardware": {"accelerators": [CARD]}}
+        result = call(**arguments)
+        assert result["failed"] is True and result["proofs"] == []
+        assert result["msg"].startswith(
+            "MF-RUN-021 llama.cpp is built for the host's accelerator: the installation: found cpu, wanted cuda; "
+            "it computes on the CPU; "
+        )
+        assert call(check=True, **arguments)["changed"] is True

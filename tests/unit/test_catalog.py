@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from modelfleet.core.catalog import Check, Variant, WheelPin, read_catalog, refuse_collisions
+from modelfleet.core.catalog import Variant, WheelPin, read_catalog, refuse_collisions
 from modelfleet.core.errors import ConfigurationError
 from modelfleet.core.fetch.sources import FileSource, WheelSource, parse_source
 from modelfleet.core.wishes import candidates, read_wishes
@@ -99,7 +99,7 @@ class TestSelect:
     def test_the_default_quantization(self) -> None:
         (variant,) = select([{"model": "small"}], CATALOG, LOCK)
         assert (variant.model, variant.quantization, variant.category) == ("small", "q4_0", "chat/7b")
-        assert variant.licence == "apache-2.0" and variant.check == Check("One and one is", " two")
+        assert variant.licence == "apache-2.0" and variant.check == {"prompt": "One and one is", "expected": " two"}
         (file,) = variant.files
         assert (file.path, file.source, file.size, file.sha256) == ("chat/7b/small.q4_0.gguf", WHEEL_SOURCE, 4, HASH)
         assert file.wheel == WheelPin("tiny_models-1.0-py3-none-any.whl", 9, OTHER_HASH)

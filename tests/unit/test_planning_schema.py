@@ -8,7 +8,8 @@ from typing import Any
 
 import jsonschema
 import pytest
-from modelfleet.core.catalog import Check, PinnedFile, WheelPin
+from modelfleet.core.catalog import PinnedFile, WheelPin
+from modelfleet.core.model_checks import KEYS
 from modelfleet.core.planning import document
 from modelfleet.core.planning.host import plan_host
 from modelfleet.core.planning.settings import PlanSettings
@@ -40,7 +41,7 @@ def test_plans_of_all_kinds_obey_it(schema: dict[str, Any]) -> None:
 def test_it_has_the_fields_of_the_classes_and_no_others(schema: dict[str, Any]) -> None:
     kinds = (document.Budget, document.Placement, document.Candidate, document.ModelPlan)
     fields = {kind.__name__: kind._fields for kind in kinds}
-    fields.update(File=PinnedFile._fields, Wheel=WheelPin._fields, Check=Check._fields)
+    fields.update(File=PinnedFile._fields, Wheel=WheelPin._fields, Check=KEYS)
     assert {name: tuple(described["properties"]) for name, described in schema["$defs"].items()} == {
         name: fields[name] for name in schema["$defs"]
     }

@@ -19,20 +19,14 @@ from typing import Any
 
 import pytest
 from modelfleet.core.errors import InferenceError, ModelfleetError, UnsafePathError
-from modelfleet.core.inference import proof as proof_module
+from modelfleet.core.inference import child as child_module
+from modelfleet.core.inference.child import Isolation, Limits, find_isolation
+from modelfleet.core.inference.ledger import read_ledger
 from modelfleet.core.inference.llama import memory_by_device, predicted_bytes
-from modelfleet.core.inference.proof import (
-    RECORDS,
-    Isolation,
-    Subject,
-    due,
-    find_isolation,
-    fingerprint,
-    installed_key,
-    prove,
-    read_records,
-    subjects,
-)
+from modelfleet.core.inference.proof import Due, Place, Wished, prove
+from modelfleet.core.inference.records import RECORDS, read_records
+from modelfleet.core.inference.sentinel import fingerprint, installed_key
+from modelfleet.core.inference.subjects import DEFAULT_CHECKS, Subject, subjects
 from modelfleet.core.jobs import Progress
 from modelfleet.core.privilege import Account, acting_as
 from modelfleet.core.units import MIB
@@ -40,7 +34,9 @@ from support.grounds import needs_root
 from support.models import gguf
 
 FILE = "chat/7b/small.gguf"
-SUBJECT = Subject("small", FILE, "a" * 64, "One and one is", " two")
+CHECK = {"prompt": "One and one is", "expected": " two"}
+SUBJECT = Subject("small", "gguf", FILE, {FILE: "a" * 64}, CHECK, file=FILE)
+GROUNDS = {"kernel": "6.1", "packages": {}}
 RESULT = {
     "backend": "cpu",
     "device": "CPU",
@@ -91,57 +87,86 @@ def run(store: Path, runtime: Path) -> Run:
     """Return a function that proves one subject."""
 
     def one(subject: Subject = SUBJECT, timeout: float = 30) -> dict[str, Any]:
-        (done,) = prove(str(store), str(runtime), [(subject, "mark")], timeout, Progress())
+        place = Place(str(store), str(runtime), Limits(timeout))
+        _, (done,) = prove(place, Wished(()), [Due(subject, GROUNDS, ("never proved",))], Progress())
         return done
 
     return one
 
 
+def planned(**changes: Any) -> dict[str, Any]:
+    """Return a model of a plan."""
+    file = {"path": FILE, "sha256": "a" * 64, "size": 4}
+    model = {"model": "small", "action": "keep", "kind": "chat", "format": "gguf", "unit": None, "files": [file]}
+    return {**model, "check": CHECK, **changes}
+
+
 class TestSubjects:
-    def test_of_a_plan(self) -> None:
-        file = {"path": FILE, "sha256": "a" * 64, "size": 4}
-        check = {"prompt": SUBJECT.prompt, "expected": SUBJECT.expected}
-        planned: list[dict[str, Any]] = [
-            {"model": "small", "files": [file, {"path": "other"}], "check": check},
-            {"model": "no check", "files": [file], "check": None},
-            {"model": "no files", "files": [], "check": check},
-            {"model": "another format", "files": [{**file, "path": "embeddings/x.onnx"}], "check": check},
-            {"model": "of an older plan"},
-        ]
-        found, unproved = subjects(planned)
-        assert found == [SUBJECT]
-        assert unproved == ["no check", "no files", "another format", "of an older plan"]
-
-
-class TestDue:
-    def test_never_run_failed_or_of_another_fingerprint(self) -> None:
-        assert due(SUBJECT, "mark", {})
-        assert due(SUBJECT, "mark", {FILE: {"passed": False, "fingerprint": "mark"}})
-        assert due(SUBJECT, "mark", {FILE: {"passed": True, "fingerprint": "other"}})
-        assert due(SUBJECT, "mark", {FILE: {}})
-        assert not due(SUBJECT, "mark", {FILE: {"passed": True, "fingerprint": "mark"}})
+    def test_a_chat_model_and_where_the_plan_puts_it(self) -> None:
+        placement = {"device": "GPU0+CPU", "backend": "cuda", "gpu_layers": 20, "layers": 32, "split": []}
+        (found,), unproved = subjects([planned(placement=placement, context=4096, kv_type="f16")])
+        assert unproved == []
+        assert found.request("/store", None) == {
+            "kind": "gguf",
+            "path": f"/store/{FILE}",
+            "check": CHECK,
+            "placement": {
+                "device": "GPU0+CPU",
+                "backend": "cuda",
+                "gpu_layers": 20,
+                "split": [],
+                "context": 4096,
+                "kv_type": "f16",
+            },
+            "allow_pickle": False,
+            "output_folder": None,
+        }
 
     @pytest.mark.parametrize(
-        "change",
-        [{"sha256": "b" * 64}, {"prompt": "x"}, {"expected": "x"}],
+        ("kind", "form", "proved_by"),
+        [
+            ("chat", "safetensors", "transformers"),
+            ("embedding", "safetensors", "embedding"),
+            ("embedding", "onnx", "onnx"),
+            ("diffusion", "safetensors", "diffusion"),
+            ("tts", "pickle", "speech"),
+            ("stt", "ggml", "speech"),
+        ],
     )
-    def test_the_fingerprint_knows_the_subject(self, change: dict[str, str]) -> None:
-        assert fingerprint(SUBJECT._replace(**change), "key") != fingerprint(SUBJECT, "key")
+    def test_every_kind_has_what_proves_it(self, kind: str, form: str, proved_by: str) -> None:
+        (found,), unproved = subjects([planned(kind=kind, format=form, unit="chat/7b/folder")])
+        assert (found.kind, found.path, unproved) == (proved_by, "chat/7b/folder", [])
 
-    def test_it_knows_the_environment(self) -> None:
-        assert fingerprint(SUBJECT, "other") != fingerprint(SUBJECT, "key") == fingerprint(SUBJECT, "key")
+    @pytest.mark.parametrize(("kind", "form"), [("embedding", "safetensors"), ("diffusion", "safetensors")])
+    def test_kinds_that_need_no_check_of_their_own(self, kind: str, form: str) -> None:
+        (found,), _ = subjects([planned(kind=kind, format=form, check=None)])
+        assert found.check == DEFAULT_CHECKS[kind] and found.prompt
+        (other,), _ = subjects([planned(kind=kind, format=form, check={"dimension": 384})])
+        assert other.check == {**DEFAULT_CHECKS[kind], "dimension": 384}
 
-    @pytest.mark.parametrize("what", ["kernel", "driver", "modelfleet"])
-    def test_it_knows_the_host(self, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        before = fingerprint(SUBJECT, "key")
-        if what == "kernel":
-            monkeypatch.setattr("platform.release", lambda: "7.0")
-        elif what == "driver":
-            monkeypatch.setattr(proof_module, "_driver_version", lambda: "NVRM version: 580.1")
-        else:
-            monkeypatch.setattr(proof_module, "__version__", "99")
-        assert fingerprint(SUBJECT, "key") != before
+    def test_what_cannot_be_proved_says_why_and_what_would(self) -> None:
+        found, unproved = subjects(
+            [
+                planned(model="no check", check=None),
+                planned(model="no files", files=[]),
+                planned(model="steering", kind="controlnet", format="safetensors"),
+                planned(model="refused", action="refuse"),
+                planned(model="gone", action="remove"),
+                {"model": "of an older plan"},
+            ]
+        )
+        assert found == []
+        assert [(one.model, one.reason) for one in unproved] == [
+            ("no check", "its catalog entry has no check"),
+            ("no files", "the plan names no files of it"),
+            ("steering", "a ControlNet computes only beside the diffusion model that it steers"),
+            ("refused", "the plan refuses it"),
+            ("of an older plan", "the plan names no files of it"),
+        ]
+        assert all(one.command for one in unproved)
 
+
+class TestRecords:
     def test_the_key_of_the_environment_in_use(self, tmp_path: Path) -> None:
         assert installed_key(str(tmp_path)) == ""
         (tmp_path / "current").mkdir()
@@ -156,7 +181,7 @@ class TestDue:
     def test_records_that_cannot_be_read_are_none(self, store: Path, content: str | None) -> None:
         if content is not None:
             (store / RECORDS).write_text(content)
-        assert read_records(str(store)) == {}
+        assert read_records(str(store)) == ({}, None)
 
 
 class TestProof:
@@ -166,15 +191,28 @@ class TestProof:
         assert done == {
             **RESULT,
             "model": "small",
+            "kind": "gguf",
             "file": FILE,
             "prompt": "One and one is",
             "expected": " two",
             "isolation": {**done["isolation"], "account": owner.name, "environment": "emptied"},
-            "fingerprint": "mark",
+            "throughput": {
+                "bandwidth_bytes_per_second": None,
+                "bytes_per_token": None,
+                "bound_tokens_per_second": None,
+                "share": None,
+            },
+            "checks": done["checks"],
+            "fingerprint": fingerprint(GROUNDS),
+            "grounds": GROUNDS,
+            "reasons": ["never proved"],
             "verified_at": done["verified_at"],
         }
-        assert read_records(str(store)) == {FILE: done}
-        assert not due(SUBJECT, "mark", read_records(str(store)))
+        assert [(check["id"], check["status"]) for check in done["checks"]] == [
+            ("MF-RUN-051", "pass"),
+            ("MF-RUN-054", "pass"),
+        ]
+        assert read_records(str(store)).proofs == {FILE: done}
         status = (store / RECORDS).stat()
         assert (status.st_uid, stat.S_IMODE(status.st_mode)) == (owner.uid, 0o644)
 
@@ -187,27 +225,46 @@ class TestProof:
             "seen = {'fingerprint': 'x', 'model': 'x', 'file': 'x', 'isolation': 'x', 'verified_at': 'x'}\n" + REPORT
         )
         done = run()
-        assert (done["fingerprint"], done["model"], done["file"]) == ("mark", "small", FILE)
+        assert (done["fingerprint"], done["model"], done["file"]) == (fingerprint(GROUNDS), "small", FILE)
         assert done["isolation"] != "x" and done["verified_at"] != "x"
 
     def test_it_is_asked_what_the_catalog_asks(self, store: Path, install: Install, run: Run) -> None:
         install("seen = {'request': request, 'arguments': sys.argv[1:]}\n" + REPORT)
         done = run()
-        assert done["request"] == {"path": str(store / FILE), "prompt": "One and one is", "expected": " two"}
+        assert done["request"] == {
+            "kind": "gguf",
+            "path": str(store / FILE),
+            "check": CHECK,
+            "placement": None,
+            "allow_pickle": False,
+            "output_folder": str(store / ".modelfleet/proofs"),
+            "memory_limit_bytes": None,
+        }
         assert done["arguments"] == ["-I", "-m", "modelfleet.core.inference"]
 
     def test_earlier_records_stay_and_are_kept_at_once(
         self, store: Path, runtime: Path, install: Install, run: Run
     ) -> None:
-        install("if 'crash' in request['prompt']: os._exit(9)\n" + REPORT)
+        install("if 'crash' in request['check']['prompt']: os._exit(9)\n" + REPORT)
         run()
-        (store / "chat/7b/other.gguf").touch()
         other = SUBJECT._replace(file="chat/7b/other.gguf")
-        crash = SUBJECT._replace(prompt="crash")
+        crash = SUBJECT._replace(check={"prompt": "crash", "expected": " two"})
+        place = Place(str(store), str(runtime), Limits(30))
         with pytest.raises(InferenceError):
-            prove(str(store), str(runtime), [(other, "other"), (crash, "crash")], 30, Progress())
-        records = read_records(str(store))
-        assert {name: record["fingerprint"] for name, record in records.items()} == {FILE: "mark", other.file: "other"}
+            prove(place, Wished(()), [Due(one, GROUNDS, ()) for one in (other, crash)], Progress())
+        assert set(read_records(str(store)).proofs) == {FILE, other.file}
+
+    def test_its_memory_is_limited(self, store: Path, runtime: Path, install: Install) -> None:
+        install("seen = {'limit': request['memory_limit_bytes']}\n" + REPORT)
+        place = Place(str(store), str(runtime), Limits(30, 512 * MIB))
+        _, (done,) = prove(place, Wished(()), [Due(SUBJECT, GROUNDS, ())], Progress())
+        assert done["limit"] == 512 * MIB and done["isolation"]["memory"].startswith("536870912 bytes")
+
+    def test_memory_is_entered_in_the_ledger(self, store: Path, install: Install, run: Run) -> None:
+        install(REPORT)
+        run()
+        (entry,) = read_ledger(str(store))["CPU"]
+        assert (entry["model"], entry["predicted_bytes"], entry["measured_bytes"]) == ("small", 990, 1000)
 
 
 class TestChild:
@@ -259,7 +316,7 @@ class TestChild:
     def test_the_record_says_where_there_is_no_isolation(
         self, install: Install, run: Run, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(proof_module, "find_isolation", lambda: Isolation("not isolated: for a reason", None))
+        monkeypatch.setattr(child_module, "find_isolation", lambda: Isolation("not isolated: for a reason", None))
         install(REPORT)
         assert run()["isolation"]["network"] == "not isolated: for a reason"
 
@@ -285,7 +342,7 @@ class TestTrouble:
         with pytest.raises(InferenceError) as caught:
             run(**arguments)
         assert "\n" not in str(caught.value) and "\x1b" not in str(caught.value)
-        assert read_records(str(store)) == {}
+        assert read_records(str(store)) == ({}, None)
         return str(caught.value)
 
     def test_a_crash_as_of_a_native_library(self, store: Path, install: Install, run: Run) -> None:
@@ -333,20 +390,20 @@ class TestTrouble:
         (runtime / "current/bin/python").chmod(0o644)
         assert "cannot be run: " in self.refused(store, run)
 
-    def test_no_model(self, store: Path, install: Install, run: Run) -> None:
-        install(REPORT)
-        (store / FILE).unlink()
-        assert self.refused(store, run) == f"small: {FILE} is not in the store; run apply, or the role models, first"
-
     def test_no_store(self, ground: Path, runtime: Path) -> None:
         with pytest.raises(ModelfleetError, match="there is no model store; run the role model_store first"):
-            prove(str(ground / "none"), str(runtime), [(SUBJECT, "mark")], 30, Progress())
+            prove(
+                Place(str(ground / "none"), str(runtime), Limits(30)),
+                Wished(()),
+                [Due(SUBJECT, GROUNDS, ())],
+                Progress(),
+            )
 
     @needs_root
     def test_a_stranger_may_not(self, store: Path, runtime: Path, install: Install, stranger: Account) -> None:
         install(REPORT)
         with acting_as(stranger), pytest.raises(UnsafePathError, match="run with become"):
-            prove(str(store), str(runtime), [(SUBJECT, "mark")], 30, Progress())
+            prove(Place(str(store), str(runtime), Limits(30)), Wished(()), [Due(SUBJECT, GROUNDS, ())], Progress())
 
 
 @needs_root
@@ -359,12 +416,14 @@ def test_an_account_without_roots_rights_is_isolated_too(
 import json, sys
 sys.path.insert(0, sys.argv[1])
 from modelfleet.core.inference.proof import *
+from modelfleet.core.inference.child import Limits
 from modelfleet.core.jobs import Progress
-(done,) = prove(sys.argv[2], sys.argv[3], [(Subject(*sys.argv[4:]), "mark")], 30, Progress())
+due = Due(Subject(*json.loads(sys.argv[4])), {}, ())
+_, (done,) = prove(Place(sys.argv[2], sys.argv[3], Limits(30)), Wished(()), [due], Progress())
 print(json.dumps(done))
 """
     answer = subprocess.run(
-        ["/usr/bin/python3", "-c", program, str(checkout / "python"), str(store), str(runtime), *SUBJECT],
+        ["/usr/bin/python3", "-c", program, str(checkout / "python"), str(store), str(runtime), json.dumps(SUBJECT)],
         user=owner.uid,
         group=owner.gid,
         extra_groups=[],
@@ -387,7 +446,7 @@ def test_a_system_that_grants_a_namespace_but_nothing_in_it(monkeypatch: pytest.
     def refuse(*_: object) -> None:
         raise PermissionError
 
-    monkeypatch.setattr(proof_module, "_map_to_itself", refuse)
+    monkeypatch.setattr(child_module, "_map_to_itself", refuse)
     with acting_as(owner):
         assert find_isolation() == Isolation("not isolated: the system refuses a network namespace", None)
 
@@ -396,7 +455,7 @@ def test_the_child_that_proves(checkout: Path, tmp_path: Path) -> None:
     """The program of the managed environment itself, where the library is missing: one line of JSON, no traceback."""
     done = subprocess.run(
         [sys.executable, "-m", "modelfleet.core.inference"],
-        input=json.dumps({"path": str(tmp_path / "x.gguf"), "prompt": "a", "expected": "b"}),
+        input=json.dumps({"kind": "gguf", "path": str(tmp_path / "x.gguf"), "check": {"prompt": "a", "expected": "b"}}),
         capture_output=True,
         text=True,
         env={"PYTHONPATH": str(checkout / "python"), "PATH": os.defpath},

@@ -19,7 +19,7 @@ A catalog entry (YAML)::
               source: hf://OWNER/NAME@REVISION/FILE     # or a list of them, the preferred first
               size: 4683074240              # bytes; where known, as is the sha256
               sha256: …
-      check: {prompt: "The capital of France is", expected: " Paris"}
+      check: {prompt: "The capital of France is", expected: " Paris"}     # by kind, see core.model_checks
 
 What is known of a model's bytes is in the lock (core.pins).
 """
@@ -29,6 +29,7 @@ from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Seq
 from .errors import CatalogError, ConfigurationError
 from .fetch.sources import HubSource, WheelSource, parse_source
 from .formats.auxiliary import ALLOWED_SUFFIXES
+from .model_checks import Check, read_check
 from .pins import (
     CURE,
     SHA256,
@@ -85,13 +86,6 @@ _SHAPE_KEYS = {
     "tied_embeddings": bool,
     "rope_factors": bool,
 }
-
-
-class Check(NamedTuple):
-    """What proves a model: a prompt, and the text that its greedy continuation must begin with."""
-
-    prompt: str
-    expected: str
 
 
 class Variant(NamedTuple):
@@ -203,7 +197,7 @@ def _entry(section: Section, locked: Mapping[str, Any]) -> Entry:
     preferred_for = section.words("preferred_for")
     licence = section.text("licence") if section.value.get("licence") is not None else None
     allow_pickle = section.flag("allow_pickle")
-    check = _check(section)
+    check = read_check(section, kind_of(category))
     about = (name, category, licence, check, allow_pickle)
     offered = section.value.get("variants")
     if not isinstance(offered, Mapping) or not offered:
@@ -239,14 +233,6 @@ def _entry(section: Section, locked: Mapping[str, Any]) -> Entry:
         check=check,
         allow_pickle=allow_pickle,
     )
-
-
-def _check(section: Section) -> Optional[Check]:
-    if section.value.get("check") is None:
-        return None
-    check = section.inside("check", "check", "prompt")
-    check.only(("prompt", "expected"))
-    return Check(check.text("prompt"), check.text("expected"))
 
 
 def _shape(section: Section) -> Optional[Dict[str, Any]]:

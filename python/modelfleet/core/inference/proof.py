@@ -1,250 +1,296 @@
-"""Proofs: which are due, and running one away from everything it does not need.
+"""What is due to be proved on a host, and proving it: first that the installation works, then that the models answer.
 
-A proof runs in a child process from the package in the managed environment:
-under the store's owner, or the account that runs us where we are not root;
-without network and with nothing of our environment, so without tokens; with
-limits on time. The record says which of these were really had.
-
-Records are kept in the store, ``.modelfleet/verification.json``, by model
-file. A proof is due when its fingerprint changed: kernel, driver, packages,
-model, prompt, expectation, placement, modelfleet.
+What rests on unchanged grounds (core.inference.sentinel) is not run again, and no process is started for it. A file
+that is not the published one is refused without being loaded.
 """
 
-import ctypes
-import hashlib
-import json
 import os
-import platform
-import signal
-import subprocess
-import sys
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-from ... import __version__
-from ..errors import InferenceError
+from ..errors import ModelfleetError, StackError
+from ..formats.judge import describe
+from ..hardware.verdict import FAIL
 from ..jobs import Progress
-from ..privilege import Account, acting_as, dropping_to, environment_for
+from ..privilege import Account, acting_as
 from ..runtime.environment import read_state
+from ..runtime.resolver.stack import resolve_stack
 from ..store.layout import STATE
-from ..store.manifest import now, write_json
+from ..store.manifest import now, read_manifest
 from ..store.tree import store_owner
+from . import checks, ledger, throughput
+from .child import Limits, run_child
+from .records import Record, Records, read_records, write_records
+from .sentinel import (
+    Grounds,
+    changed_file,
+    fingerprint,
+    host_grounds,
+    installation_grounds,
+    installed_key,
+    proof_grounds,
+    why_due,
+)
+from .subjects import Subject, Unproved, subjects
 
-SCHEMA_VERSION = 1
-RECORDS = f"{STATE}/verification.json"
-# What the child has to say of a proof, at least; see llama.prove.
-_RESULT = {"backend", "device", "output", "load_seconds", "offloaded_layers", "memory", "versions"}
-_CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000  # linux/sched.h
+# What the child has to say of a proof, and of the installation, at least.
+_ANSWER = frozenset(("backend", "device", "output", "load_seconds", "offloaded_layers", "memory", "versions"))
+_INSTALLATION = frozenset(("python", "kernel", "torch", "llama_cpp", "onnxruntime"))
+OUTPUTS = f"{STATE}/proofs"
+"""Where images and sounds of proofs are kept, relative to the store."""
+
+# What a kind's library is installed as, and the runtime's profile that has it. A GGUF's is in every environment.
+_NEEDS = {
+    "embedding": ("sentence_transformers", "embeddings"),
+    "transformers": ("transformers", "torch"),
+    "diffusion": ("diffusers", "diffusion"),
+    "onnx": ("onnxruntime", "onnx"),
+    "speech": ("transformers", "torch"),
+}
 
 
-class Subject(NamedTuple):
-    """What is to be proved: a model, its first file (relative to the store) with its pinned sha256, and its check."""
+class Place(NamedTuple):
+    """Where proofs run: the store's and the runtime's path, and what one child may take."""
 
-    model: str
-    file: str
-    sha256: str
-    prompt: str
-    expected: str
+    store_path: str
+    runtime_path: str
+    limits: Limits
+    least_share: float = 0.2
 
-
-class Isolation(NamedTuple):
-    """How far the child is kept from the rest: entering what the system grants, and what that is called."""
-
-    network: str
-    enter: Optional[Callable[[], None]]
+    @property
+    def python(self) -> str:
+        """The interpreter of the environment in use."""
+        return os.path.join(self.runtime_path, "current", "bin", "python")
 
 
-def subjects(planned: List[Dict[str, Any]]) -> Tuple[List[Subject], List[str]]:
-    """Return what can be proved of a HostPlan's models, and the names of those that have no check yet."""
-    found: List[Subject] = []
-    unproved: List[str] = []
-    for model in planned:
-        check, files = model.get("check"), model.get("files") or []
-        if check and files and files[0]["path"].endswith(".gguf"):
-            first = files[0]
-            found.append(Subject(model["model"], first["path"], first["sha256"], check["prompt"], check["expected"]))
+class Wished(NamedTuple):
+    """What a host is to prove: the models of its plan, and what the role runtime said of the environment."""
+
+    models: Sequence[Mapping[str, Any]]
+    environment_key: str = ""
+    hardware: Mapping[str, Any] = {}
+    backend: str = ""
+    profiles: Tuple[str, ...] = ()
+
+
+class Due(NamedTuple):
+    """A proof that has to run: of the installation where there is no subject. ``reasons`` say why."""
+
+    subject: Optional[Subject]
+    grounds: Grounds
+    reasons: Tuple[str, ...]
+
+    @property
+    def told(self) -> str:
+        """One line for a diff."""
+        name = self.subject.file if self.subject else "installation"
+        return f"{name}: proved ({', '.join(self.reasons)})\n"
+
+
+class Survey(NamedTuple):
+    """What stands and what is due. ``altered``: models whose files are not the published ones, with what is wrong."""
+
+    due: Tuple[Due, ...]
+    proofs: Tuple[Record, ...]
+    installation: Optional[Record]
+    unproved: Tuple[Unproved, ...]
+    altered: Dict[str, str]
+
+    @property
+    def ready(self) -> Tuple[Due, ...]:
+        """What is due and can be run: no file is loaded that is not the published one."""
+        return tuple(one for one in self.due if one.subject is None or one.subject.model not in self.altered)
+
+
+def survey(place: Place, wished: Wished) -> Survey:
+    """Return what is due on this host; reads records, names of packages and stats, starts nothing."""
+    key = wished.environment_key or installed_key(place.runtime_path)
+    records, manifest = read_records(place.store_path), read_manifest(place.store_path)
+    host = host_grounds(place.runtime_path, key)
+    found, unproved = subjects(wished.models)
+    due: List[Due] = []
+    standing: List[Record] = []
+    altered: Dict[str, str] = {}
+    installation = None
+    if key:
+        grounds = installation_grounds(host, wished.hardware)
+        reasons = why_due(records.installation, grounds)
+        if reasons:
+            due.append(Due(None, grounds, tuple(reasons)))
         else:
-            unproved.append(model["model"])
-    return found, unproved
-
-
-def fingerprint(subject: Subject, environment_key: str) -> str:
-    """Return the hash of all that could change what a proof gives; the key names all that is installed."""
-    parts = {
-        "kernel": platform.release(),
-        "driver": _driver_version(),
-        "environment": environment_key,
-        "model": subject.sha256,
-        "prompt": subject.prompt,
-        "expected": subject.expected,
-        "placement": {"offloaded_layers": 0},
-        "modelfleet": __version__,
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def installed_key(runtime_path: str) -> str:
-    """Return the key of the environment in use; '' where there is none."""
-    state = read_state(os.path.join(runtime_path, "current")) or {}
-    return str(state.get("key", ""))
-
-
-def read_records(store_path: str) -> Dict[str, Dict[str, Any]]:
-    """Return the records by model file; empty where there are none that can be read."""
-    try:
-        with open(os.path.join(store_path, RECORDS), encoding="utf-8") as source:
-            proofs = json.load(source)["proofs"]
-        return {name: record for name, record in proofs.items() if isinstance(record, dict)}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return {}
-
-
-def due(subject: Subject, mark: str, records: Dict[str, Dict[str, Any]]) -> bool:
-    """Tell whether the proof has to run: never passed, or something changed since."""
-    record = records.get(subject.file)
-    return record is None or not record.get("passed") or record.get("fingerprint") != mark
+            installation = records.installation
+    for subject in found:
+        lacking = _lacking(subject, host)
+        if lacking:
+            unproved.append(lacking)
+            continue
+        grounds = proof_grounds(host, subject, manifest)
+        reasons = why_due(records.proofs.get(subject.file), grounds)
+        problem = changed_file(place.store_path, manifest, subject)
+        if problem:
+            altered[subject.model] = problem
+            reasons = reasons or [problem]
+        if reasons:
+            due.append(Due(subject, grounds, tuple(reasons)))
+        else:
+            standing.append(records.proofs[subject.file])
+    return Survey(tuple(due), tuple(standing), installation, tuple(unproved), altered)
 
 
 def prove(
-    store_path: str, runtime_path: str, pending: List[Tuple[Subject, str]], timeout: float, progress: Progress
-) -> List[Dict[str, Any]]:
-    """Run the proofs of ``pending`` (with their fingerprints), keep their records, and return them.
+    place: Place, wished: Wished, due: Iterable[Due], progress: Progress
+) -> Tuple[Optional[Record], List[Record]]:
+    """Run what is due, keep the records, and return those of the installation (None: it was not due) and the models.
 
-    Raises InferenceError where a proof cannot be run; one that runs and does
-    not give what is expected is returned with ``passed`` false.
+    An installation that fails ends it: what computes on the wrong device is not
+    worth proving. Raises InferenceError where a proof cannot be run; one that
+    runs and does not give what is expected is returned with ``passed`` false.
     """
-    owner = store_owner(store_path)
-    done = []
-    for subject, mark in pending:
-        progress.update(f"proving {subject.model}: loading and generating")
-        done.append(_prove_one(store_path, runtime_path, subject, mark, owner, timeout))
+    owner = store_owner(place.store_path)
+    installation: Optional[Record] = None
+    proofs: List[Record] = []
+    bandwidth = _Bandwidth(wished.hardware)
+    for one in due:
+        subject = one.subject
+        if subject is None:
+            progress.update("checking the installation")
+            installation = _installation(place, wished, one, owner)
+        else:
+            progress.update(f"proving {subject.model}: loading and computing")
+            proofs.append(_model(place, subject, one, owner, bandwidth))
         # Kept at once: the next may be one that cannot be run.
-        records = {**read_records(store_path), subject.file: done[-1]}
-        with acting_as(owner):
-            write_json(os.path.join(store_path, RECORDS), {"schema_version": SCHEMA_VERSION, "proofs": records})
-    return done
+        _keep(place.store_path, owner, subject, proofs[-1] if subject else installation)
+        if installation is not None and not installation["passed"]:
+            break
+    return installation, proofs
 
 
-def _prove_one(
-    store_path: str, runtime_path: str, subject: Subject, mark: str, owner: Account, timeout: float
-) -> Dict[str, Any]:
-    python = os.path.join(runtime_path, "current", "bin", "python")
-    if not os.path.isfile(os.path.join(store_path, subject.file)):
-        raise InferenceError(
-            f"{subject.model}: {subject.file} is not in the store", "run apply, or the role models, first"
-        )
-    isolation = find_isolation()
-    request = {
-        "path": os.path.join(store_path, subject.file),
-        "prompt": subject.prompt,
-        "expected": subject.expected,
+def _keep(store_path: str, owner: Account, subject: Optional[Subject], record: Optional[Record]) -> None:
+    assert record is not None
+    before = read_records(store_path)
+    with acting_as(owner):
+        if subject is None:
+            write_records(store_path, Records(before.proofs, record))
+        else:
+            write_records(store_path, Records({**before.proofs, subject.file: record}, before.installation))
+            book = ledger.read_ledger(store_path)
+            entered = ledger.entered(book, [record])
+            if entered != book:
+                ledger.write_ledger(store_path, entered)
+
+
+def _installation(place: Place, wished: Wished, due: Due, owner: Account) -> Record:
+    request: Dict[str, Any] = {
+        "kind": "installation",
+        "path": "",
+        "check": {},
+        "placement": None,
+        "output_folder": None,
     }
-    environment = environment_for(owner, {})
+    answer = run_child(place.python, request, owner, place.limits, "the installation", _INSTALLATION)
+    found = checks.judge_installation(answer.said, installed_host(place.runtime_path, wished))
+    return {**_said(found, due), "said": answer.said, "isolation": answer.isolation}
+
+
+def installed_host(runtime_path: str, wished: Wished) -> checks.Host:
+    """Return what the installation is held against: the role's word, else the environment's own record."""
+    state = read_state(os.path.join(runtime_path, "current")) or {}
+    recorded = [str(one) for one in state.get("distributions") or []]
     try:
-        process = subprocess.Popen(
-            [python, "-I", "-m", "modelfleet.core.inference"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment,
-            cwd="/",
-            preexec_fn=dropping_to(owner, isolation.enter),
-            start_new_session=True,
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        raise InferenceError(
-            f"{python} cannot be run: {error}", "run apply, or the role inference_runtime, first"
-        ) from None
-    try:
-        output, errors = process.communicate(json.dumps(request).encode(), timeout=timeout)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        raise InferenceError(
-            f"{subject.model}: the proof took over {timeout:.0f} s",
-            "raise verification_timeout_seconds, or choose a smaller model",
-        ) from None
-    result = _last_line(output)
-    if result is None:
-        reason = f"signal {-process.returncode}" if process.returncode < 0 else f"status {process.returncode}"
-        last = errors.decode("utf-8", "replace").strip().splitlines()
-        raise InferenceError(
-            f"{subject.model}: the proof ended with {reason}: {_plain(last[-1]) if last else 'no message'}",
-            "run apply again",
-        )
-    if "error" in result:
-        raise InferenceError(f"{subject.model}: {_plain(str(result['error']))}")
+        best = resolve_stack(wished.hardware).backend if wished.hardware else ""
+    except StackError:
+        # No stack serves this host: the role runtime says so, with the cure.
+        best = ""
+    return checks.Host(
+        wished.hardware,
+        wished.backend or str(state.get("backend") or ""),
+        best,
+        wished.profiles or tuple(str(one) for one in state.get("profiles") or ()),
+        {name: version for name, _, version in (one.rpartition("-") for one in recorded)},
+    )
+
+
+def _model(place: Place, subject: Subject, due: Due, owner: Account, bandwidth: "_Bandwidth") -> Record:
+    folder = os.path.join(place.store_path, OUTPUTS)
+    with acting_as(owner):
+        os.makedirs(folder, mode=0o755, exist_ok=True)
+    request = subject.request(place.store_path, folder)
+    answer = run_child(place.python, request, owner, place.limits, subject.model, _ANSWER)
+    said = answer.said
+    expected = subject.check.get("expected")
     # What the child says comes first: of ours it can replace nothing.
-    return {
-        **result,
+    record = {
+        **said,
         "model": subject.model,
+        "kind": subject.kind,
         "file": subject.file,
         "prompt": subject.prompt,
-        "expected": subject.expected,
-        "isolation": {
-            "account": owner.name,
-            "network": isolation.network,
-            "environment": "emptied",
-            "new_privileges": "refused" if sys.platform.startswith("linux") else "not refused: the system cannot",
-        },
-        "passed": str(result["output"]).startswith(subject.expected),
-        "fingerprint": mark,
+        "expected": said.get("expected", "") if expected is None else expected,
+        "passed": said.get("passed") is True if expected is None else str(said["output"]).startswith(expected),
+        "isolation": answer.isolation,
+    }
+    if subject.kind == "gguf":
+        token_bytes = _bytes_per_token(place, subject)
+        record["throughput"] = throughput.judge(
+            said.get("generation_tokens_per_second"),
+            bandwidth.of(subject, record) if token_bytes else None,
+            token_bytes,
+        )
+    return {**record, **_said(checks.judge_proof(record, subject.placement, place.least_share), due)}
+
+
+def _said(found: List[checks.Check], due: Due) -> Record:
+    return {
+        "passed": all(check.status != FAIL for check in found),
+        "checks": [check._asdict() for check in found],
+        "fingerprint": fingerprint(due.grounds),
+        "grounds": due.grounds,
+        "reasons": list(due.reasons),
         "verified_at": now(),
     }
 
 
-def find_isolation() -> Isolation:
-    """Return how a child can be cut off from the network here: a namespace, a user namespace, or not at all."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if not hasattr(libc, "unshare"):
-        return Isolation("not isolated: the system has no network namespaces", None)
-    flags = _CLONE_NEWNET if os.geteuid() == 0 else _CLONE_NEWUSER | _CLONE_NEWNET
-    user, group = os.geteuid(), os.getegid()
+class _Bandwidth:
+    """The bandwidth of the memory that a model is read from; the main memory's is measured once, when it is asked."""
 
-    def enter() -> None:
-        if libc.unshare(flags) != 0:
-            raise OSError(ctypes.get_errno(), "unshare")
-        if flags & _CLONE_NEWUSER:
-            _map_to_itself(user, group)
+    def __init__(self, hardware: Mapping[str, Any]) -> None:
+        self._accelerators = hardware.get("accelerators") or []
+        self._main: Optional[float] = None
 
-    # All of it is tried: some systems grant the namespace and refuse what makes it usable (Ubuntu's AppArmor).
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            enter()
-            status = 0
-        finally:
-            os._exit(status)
-    if os.waitpid(child, 0)[1] != 0:
-        return Isolation("not isolated: the system refuses a network namespace", None)
-    return Isolation("none: a network namespace of its own", enter)
+    def of(self, subject: Subject, record: Mapping[str, Any]) -> Optional[float]:
+        """Return bytes per second, None where it is not known: of a model on two kinds of memory there is no one."""
+        if record.get("backend") == "cpu":
+            if self._main is None:
+                self._main = throughput.measure_main_memory()
+            return self._main
+        planned = str((subject.placement or {}).get("device") or "").split("+")
+        named = [throughput.card_bandwidth(self._name(device)) for device in planned]
+        known = [one for one in named if one is not None]
+        return min(known) if known and len(known) == len(named) else None
 
-
-def _map_to_itself(user: int, group: int) -> None:
-    """In a new user namespace, be the account that we were: files then have the owners that they had."""
-    for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
-        descriptor = os.open(f"/proc/self/{name}", os.O_WRONLY)
-        os.write(descriptor, text.encode())
-        os.close(descriptor)
-
-
-def _driver_version() -> Optional[str]:
-    try:
-        with open("/proc/driver/nvidia/version", encoding="utf-8") as source:
-            return source.readline().strip()
-    except OSError:
+    def _name(self, device: str) -> Optional[str]:
+        number = device[len("GPU") :]
+        if device.startswith("GPU") and number.isdigit() and int(number) < len(self._accelerators):
+            name = self._accelerators[int(number)].get("name")
+            return str(name) if name else None
         return None
 
 
-def _last_line(output: bytes) -> Optional[Dict[str, Any]]:
-    """Return the child's result, or None where its last line is none."""
-    lines = output.decode("utf-8", "replace").strip().splitlines()
+def _bytes_per_token(place: Place, subject: Subject) -> Optional[int]:
     try:
-        result = json.loads(lines[-1])
-    except (IndexError, ValueError):
+        return throughput.bytes_per_token(describe(os.path.join(place.store_path, subject.file)))
+    except (ModelfleetError, OSError):
+        # llama.cpp read it: what our own reader cannot describe has no bound, and that is all.
         return None
-    return result if isinstance(result, dict) and ("error" in result or result.keys() >= _RESULT) else None
 
 
-def _plain(text: str) -> str:
-    return " ".join("".join(character if character.isprintable() else " " for character in text).split())
+def _lacking(subject: Subject, host: Grounds) -> Optional[Unproved]:
+    package, profile = _NEEDS.get(subject.kind, ("", ""))
+    installed = {name.replace("-", "_").lower().replace("onnxruntime_gpu", "onnxruntime") for name in host["packages"]}
+    if not package or package in installed:
+        return None
+    return Unproved(
+        subject.model,
+        f"{package} is not in the managed environment",
+        f'./modelfleet runtime -l HOST -e \'{{"inference_runtime_profiles": ["{profile}"]}}\' && '
+        "./modelfleet verify -l HOST",
+    )

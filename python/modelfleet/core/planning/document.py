@@ -4,7 +4,7 @@ Made by ``core.planning.host``, kept by ``modelfleet plan --out``, carried out b
 
     {"schema_version": 2, "store_path": …, "bytes_to_fetch": …, "disk_bytes": …, "warnings": [text],
      "budgets": [{"device", "name", "backend", "capacity_bytes", "headroom_bytes", "budget_bytes"}],
-     "models": [{"model", "quantization", "category", "format", "unit", "licence", "check", "allow_pickle",
+     "models": [{"model", "quantization", "category", "kind", "format", "unit", "licence", "check", "allow_pickle",
                  "files": [{"path", "source", "size", "sha256", "wheel", "alternatives", "in_lock"}], "missing": [path],
                  "action": "keep|fetch|replace|remove|refuse", "needs_lock", "reason", "bytes_to_fetch",
                  "placement": {"device", "backend", "gpu_layers", "layers", "split"} or null,
@@ -17,8 +17,9 @@ Sizes are bytes, ``context`` tokens. ``memory`` is the estimate as ``core.memory
 import re
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-from ..catalog import Check, PinnedFile, WheelPin
+from ..catalog import PinnedFile, WheelPin
 from ..errors import ConfigurationError
+from ..model_checks import Check, is_check
 
 SCHEMA_VERSION = 2
 ACTIONS = ("keep", "fetch", "replace", "remove", "refuse")
@@ -84,7 +85,8 @@ class Candidate(NamedTuple):
 class ModelPlan(NamedTuple):
     """One model of a host: what is done for it, why, and which of its files have to come.
 
-    ``needs_lock``: it is refused for nothing but that the lock does not pin all of its files.
+    ``needs_lock``: it is refused for nothing but that the lock does not pin all of its files. ``kind`` is what it does
+    (chat, embedding, …); None where it is removed, and in a plan of an earlier release.
     """
 
     model: str
@@ -109,6 +111,7 @@ class ModelPlan(NamedTuple):
     candidates: Tuple[Candidate, ...] = ()
     bytes_to_fetch: int = 0
     needs_lock: bool = False
+    kind: Optional[str] = None
 
 
 class HostPlan(NamedTuple):
@@ -164,7 +167,6 @@ def _model_to_dict(model: ModelPlan) -> Dict[str, Any]:
         for file in model.files
     ]
     document["missing"] = [file.path for file in model.missing]
-    document["check"] = model.check._asdict() if model.check else None
     document["placement"] = _placement_to_dict(model.placement)
     document["candidates"] = [
         {**candidate._asdict(), "placement": _placement_to_dict(candidate.placement)} for candidate in model.candidates
@@ -211,8 +213,8 @@ def _model(value: Any, where: str) -> ModelPlan:
     if unit is not None and not _is_path(unit):
         raise _wrong(where, "unit", unit)
     check = model.get("check")
-    if check is not None:
-        check = Check(_text(_mapping(check, where), "prompt", where), _text(check, "expected", where))
+    if check is not None and not is_check(_mapping(check, where)):
+        raise _wrong(where, "check", check)
     memory = model.get("memory")
     return ModelPlan(
         model=_text(model, "model", where),
@@ -225,7 +227,7 @@ def _model(value: Any, where: str) -> ModelPlan:
         action=action,
         reason=str(model.get("reason") or ""),
         licence=_optional_text(model, "licence", where),
-        check=check,
+        check=dict(check) if check is not None else None,
         allow_pickle=model.get("allow_pickle") is True,
         placement=_placement(model.get("placement"), where),
         context=_count(model, "context", where),
@@ -237,6 +239,7 @@ def _model(value: Any, where: str) -> ModelPlan:
         candidates=tuple(_candidate(one, where) for one in _list(model, "candidates", where, optional=True)),
         bytes_to_fetch=_count(model, "bytes_to_fetch", where) or 0,
         needs_lock=model.get("needs_lock") is True,
+        kind=_optional_text(model, "kind", where),
     )
 
 

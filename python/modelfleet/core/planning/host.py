@@ -266,6 +266,7 @@ class _Host:
             candidates=listed,
             bytes_to_fetch=_network_bytes([file for file in sized if not has_its_bytes(self.state, file)]),
             needs_lock=action == "refuse" and bool(self._open(missing)),
+            kind=entry.kind,
         )
 
     def _action(
@@ -334,6 +335,7 @@ class _Host:
             need_bytes=best.need_bytes,
             budget_bytes=best.budget_bytes,
             candidates=listed,
+            kind=entry.kind,
         )
 
     def _help(self, wish: Wish, entry: Entry, variants: Sequence[Variant], context: Optional[int]) -> str:
