@@ -32,8 +32,19 @@ options:
     type: list
     elements: str
     default: []
+  hub_token_variable:
+    description:
+      - The name of a variable that holds the Hub's token, best one from a vault. The token itself is no argument, so
+        that it is shown and kept nowhere; it is handed to the host in memory.
+      - Empty, or where the variable is empty, I(hub_token_file) counts.
+    type: str
+    default: ""
   hub_token_file:
     description: A file on the host that holds the Hub's token, readable by its owner alone. Empty means C(HF_TOKEN).
+    type: path
+    default: ""
+  hub_token_handover:
+    description: Where on the host the token was handed over; read once and removed. The action plugin sets it.
     type: path
     default: ""
   rate_limit:
@@ -65,6 +76,11 @@ EXAMPLES = r"""
 - name: Publish them
   modelfleet_models:
     plan: "{{ ansible_facts['modelfleet_plan'] }}"
+
+- name: Publish them, of gated repositories too
+  modelfleet_models:
+    plan: "{{ ansible_facts['modelfleet_plan'] }}"
+    hub_token_variable: vault_hub_token
 """
 
 RETURN = r"""
@@ -100,7 +116,9 @@ def get_argument_spec() -> dict:
         "plan": {"type": "dict", "required": True},
         "ca_bundle": {"type": "path", "default": ""},
         "hub_endpoints": {"type": "list", "elements": "str", "default": []},
+        "hub_token_variable": {"type": "str", "default": "", "no_log": False},
         "hub_token_file": {"type": "path", "default": "", "no_log": False},
+        "hub_token_handover": {"type": "path", "default": "", "no_log": False},
         "rate_limit": {"type": "int", "default": 0},
         "background": {"type": "bool", "default": False},
     }
@@ -115,6 +133,11 @@ def tell(plan: HostPlan, published: list, removed: list) -> dict:
 
 def run(params: dict, check_mode: bool) -> dict:
     """Return the module's result, or the job that will have it."""
+    token = None
+    if params["hub_token_handover"]:
+        from ansible.module_utils.modelfleet.core.fetch.settings import take_token
+
+        token = take_token(params["hub_token_handover"])
     plan = plan_from_dict(params["plan"])
     result = {"changed": False, "diff": {"before": "", "after": ""}, "published": [], "removed": []}
     if all(model.action == "keep" for model in plan.models):
@@ -138,6 +161,7 @@ def run(params: dict, check_mode: bool) -> dict:
         os.environ,
         params["ca_bundle"] or None,
         hub_endpoints=params["hub_endpoints"],
+        token=token,
         token_file=params["hub_token_file"] or None,
         rate_limit=params["rate_limit"] or None,
     )
@@ -148,8 +172,9 @@ def run(params: dict, check_mode: bool) -> dict:
         return {**result, "published": done.published, "removed": done.removed, **warnings}
 
     if params["background"]:
-        what = json.dumps(plan.to_dict(), sort_keys=True)
-        return {"changed": False, "job": start(f"models-{hashlib.sha256(what.encode()).hexdigest()[:16]}", work)}
+        what = hashlib.sha256(json.dumps(plan.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
+        secrets = [settings.credential.token.reveal()] if settings.credential else []
+        return {"changed": False, "job": start(f"models-{what}", work, secrets)}
     return work(Progress())
 
 

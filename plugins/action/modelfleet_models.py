@@ -10,8 +10,8 @@ from pathlib import Path
 # Plain ansible-playbook may run in an environment that has no package, or that of another checkout.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "python"))
 
-from modelfleet.actions import BackgroundAction
+from modelfleet.models_action import ModelsAction
 
 
-class ActionModule(BackgroundAction):
-    """See BackgroundAction."""
+class ActionModule(ModelsAction):
+    """See ModelsAction."""

@@ -3,7 +3,7 @@
 ansible-runner keeps a folder of artifacts for each run: the command with its
 whole environment, every event, the output. Here that folder is private (mode
 0700), lives in the system's temporary folder for as long as the run does, and
-the environment is removed from it before Ansible starts.
+the environment, which may hold tokens, is never written.
 
 Two streams become one, in the order in which they arrive:
 
@@ -200,6 +200,7 @@ class _Run:
         if "ANSIBLE_HOST_KEY_CHECKING" not in os.environ:
             # ansible-runner switches the check of host keys off; ansible.cfg decides that.
             config.env.pop("ANSIBLE_HOST_KEY_CHECKING", None)
+        config.env = _Unwritten(config.env)
         runner = Runner(config, event_handler=self._on_runner_event, status_handler=self._on_status)
         try:
             with self._signals():
@@ -300,6 +301,18 @@ class _Run:
             result.exit_code = EXIT_NO_HOSTS
             result.error = _first_error(self.talk) if ansible_code else None
             result.error = result.error or "no host matched: the inventory, or what is left of it, is empty"
+
+
+class _Unwritten(dict[str, str]):
+    """An environment that ansible-runner passes on (by ``items``) and that is empty where it is written as JSON."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        super().__init__()
+        self._environment = environment
+
+    def items(self) -> Any:
+        """Return what the child gets."""
+        return self._environment.items()
 
 
 class _Follower:

@@ -49,7 +49,7 @@ class Variables:
         for key, standard in (("allow_unlocked", unlocked), ("lock_file", str(self._root / "models.lock.json"))):
             if mine.get(key) == self._defaults.get(f"{_PREFIX}{key}"):
                 mine[key] = standard
-        for key in ("store_path", "ca_bundle", "plan_file"):
+        for key in ("store_path", "ca_bundle", "plan_file", "hub_token"):
             mine.pop(key, None)
         for key, value in mine.items():
             if "{{" in json.dumps(value, default=str):

@@ -26,7 +26,7 @@ import shutil
 import stat
 import tempfile
 import time
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, Optional, Sequence, Tuple
 
 from .errors import ModelfleetError, UnsafePathError
 
@@ -85,14 +85,15 @@ class FileProgress(Progress):
         os.write(self.descriptor, (json.dumps(document) + "\n").encode())
 
 
-def start(name: str, work: Callable[[Progress], Dict[str, Any]]) -> Dict[str, str]:
+def start(name: str, work: Callable[[Progress], Dict[str, Any]], secrets: Sequence[str] = ()) -> Dict[str, str]:
     """Run ``work`` in a process of its own, or find the one of that name that runs already.
 
     Returns the paths of its progress and result files and its folder. Every
     module that ``work`` needs must be imported already: the archive that a
     module came in is gone soon after this returns. Raises UnsafePathError
     where the folder for jobs is not ours alone, ModelfleetError where no
-    process can be started.
+    process can be started. Where an error of the work's has one of ``secrets``
+    in its text, the result has stars.
     """
     jobs = _jobs_folder()
     _forget_old(jobs)
@@ -126,7 +127,7 @@ def start(name: str, work: Callable[[Progress], Dict[str, Any]]) -> Dict[str, st
         os.setsid()
         if os.fork() == 0:
             _detach(keep=(lock, progress.descriptor))
-            _work(work, progress, job["result"])
+            _work(work, progress, job["result"], secrets)
         status = 0
     finally:
         os._exit(status)
@@ -178,7 +179,9 @@ def _detach(keep: Tuple[int, ...]) -> None:
     os.chdir("/")
 
 
-def _work(work: Callable[[Progress], Dict[str, Any]], progress: FileProgress, result_path: str) -> None:
+def _work(
+    work: Callable[[Progress], Dict[str, Any]], progress: FileProgress, result_path: str, secrets: Sequence[str]
+) -> None:
     try:
         progress.update("starting")
         result = work(progress)
@@ -188,6 +191,9 @@ def _work(work: Callable[[Progress], Dict[str, Any]], progress: FileProgress, re
         result = {"failed": True, "msg": describe_os_error(error)}
     except BaseException as error:
         result = {"failed": True, "msg": " ".join(f"unexpected {type(error).__name__}: {error}".split())}
+    if result.get("failed"):
+        for secret in secrets:
+            result["msg"] = result["msg"].replace(secret, "********")
     _write_json(result_path, result)
     progress.finish()
 

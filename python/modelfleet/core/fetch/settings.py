@@ -171,6 +171,24 @@ def _token(text: str) -> Secret:
     return Secret(text.strip())
 
 
+def take_token(path: str) -> str:
+    """Return the token that was handed over in the file ``path``, which is gone then. Raises ConfigurationError."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+        with os.fdopen(descriptor, "rb") as source:
+            os.unlink(path)
+            status = os.fstat(descriptor)
+            ours = stat.S_ISREG(status.st_mode) and not status.st_mode & 0o077 and status.st_uid == os.geteuid()
+            content = source.read(8192) if ours else b""
+    except OSError as error:
+        raise ConfigurationError(
+            f"the token that was handed over cannot be read: {error.strerror}", "run again"
+        ) from None
+    if not content:
+        raise ConfigurationError("the token was handed over in a file that is not ours alone", "run again")
+    return content.decode("ascii", "replace")
+
+
 def _read_token(path: str) -> str:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
