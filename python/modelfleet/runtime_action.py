@@ -13,6 +13,7 @@ from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.module_utils.parsing.convert_bool import boolean
 
 from .actions import BackgroundAction, Result, Teller, clean
+from .core.errors import ModelfleetError
 from .packaging import build_wheel
 from .wheelhouse import Wheelhouse
 
@@ -46,12 +47,14 @@ class RuntimeAction(BackgroundAction):
         supplies = find(house, seen, builders)
         if arguments.get("state") == "inspect":
             return supplied(seen, supplies)
-        if self._task.check_mode or not seen["update_required"]:
+        collects = arguments.get("state") == "collected"
+        if self._task.check_mode or not (seen["update_required"] or collects):
             return self.call(arguments, task_vars)
         arguments["package_path"] = self.bring(package.filename, package.content)
-        if house is not None:
+        if house is not None and not collects:
             self._bring_packages(house.packages(str(seen.get("packages_key", ""))), arguments)
         host = str(task_vars.get("inventory_hostname", ""))
+        trusted = not builders or host in builders
         with ExitStack() as held:
             lacking = lacks(seen, supplies)
             if house is not None and lacking:
@@ -63,15 +66,14 @@ class RuntimeAction(BackgroundAction):
                 supplies = find(house, seen, builders)
                 lacking = lacks(seen, supplies)
             if lacking:
-                trusted = not builders or host in builders
                 if not trusted or (not compiles and seen["build_key"] in lacking):
                     return refusal(host, builders, f"no {lacking[0]} in {named}" if named else "no wheelhouse")
                 result = self._install(arguments, supplies, task_vars)
-                if house is not None:
+                if house is not None and not result.get("failed"):
                     self._keep(house, result, host)
-                return result
+                return self._collect(house, result, arguments, host if trusted else "")
         # What waits goes on side by side.
-        return self._install(arguments, supplies, task_vars)
+        return self._collect(house, self._install(arguments, supplies, task_vars), arguments, host if trusted else "")
 
     def _install(self, arguments: dict[str, Any], supplies: Supplies, task_vars: dict[str, Any]) -> Result:
         for name, kept in (("wheel", supplies.wheel), ("lock", supplies.lock)):
@@ -95,10 +97,8 @@ class RuntimeAction(BackgroundAction):
     def _keep(self, house: Wheelhouse, result: Result, host: str) -> None:
         """Take from the host what it made; that it cannot be kept does not undo the work."""
         lock = result.get("lock") or {}
-        made = []
-        if result.get("compiled"):
-            made.append((result["build_key"], result["wheel"], result["wheel_sha256"]))
-        if lock.get("path"):
+        made = [(result["build_key"], result["wheel"], result["wheel_sha256"])] if result.get("compiled") else []
+        if lock.get("path") and house.find(str(lock["key"])) is None:
             made.append((lock["key"], lock["path"], lock["sha256"]))
         for key, path, sha256 in made:
             try:
@@ -109,6 +109,26 @@ class RuntimeAction(BackgroundAction):
                 # The environment is there all the same; a later host makes it once more.
                 reason = clean(" ".join(str(error).split()))
                 self._display.warning(f"{clean(str(key))} was not kept in {house.folder}: {reason}")
+
+    def _collect(self, house: Wheelhouse | None, result: Result, arguments: dict[str, Any], host: str) -> Result:
+        """Take from the host the packages that it collected, where it collected any, and its wheel and lock."""
+        if result.get("collected") is None or result.get("failed"):
+            return result
+        if house is None or not host:
+            return {"failed": True, "msg": "what is collected needs a wheelhouse, and a host that may build for it"}
+        fetch, lock = self._connection.fetch_file, result.get("lock") or {}
+        files = [(str(one["path"]), str(one["sha256"])) for one in result["collected"]]
+        try:
+            if result.get("wheel") and house.find(str(result["build_key"])) is None:
+                house.keep(str(result["build_key"]), str(result["wheel"]), str(result["wheel_sha256"]), host, fetch)
+            requirements = "" if lock else str(arguments["requirements"])
+            house.keep_packages(str(result["packages_key"]), requirements, files, fetch)
+        except (AnsibleError, ModelfleetError, OSError) as error:
+            reason = clean(" ".join(str(error).split()))
+            return {"failed": True, "msg": f"what was collected was not kept in {house.folder}: {reason}"}
+        folder = files[0][0].rpartition("/")[0]
+        self._low_level_execute_command(f"rm -rf {shlex.quote(folder)}", sudoable=True)
+        return {**result, "collected": len(files)}
 
 
 def find(house: Wheelhouse | None, seen: Result, builders: Sequence[str]) -> Supplies:

@@ -20,11 +20,14 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from .core.errors import IntegrityError
 
 WAIT_SECONDS = 0.5
 PACKAGES = "wheels"
@@ -32,6 +35,17 @@ _LOCK = "requirements.txt"
 _KEY = re.compile(r"(?:llama_cpp_python|stack)-[A-Za-z0-9][A-Za-z0-9_.+-]{0,150}")
 _NAME = re.compile(r"llama_cpp_python-[A-Za-z0-9][A-Za-z0-9_.+-]{0,150}\.whl|requirements\.txt")
 _WHEEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+!-]{0,200}\.whl")
+
+
+class Entry(NamedTuple):
+    """What is kept under a key: its files and their bytes, those whose hash is another, and who made it when."""
+
+    key: str
+    files: int
+    bytes: int
+    damaged: tuple[str, ...]
+    made_by: str | None
+    made_at: str | None
 
 
 class Wheelhouse:
@@ -56,6 +70,22 @@ class Wheelhouse:
     def packages(self, key: str) -> list[Path]:
         """Return the wheels that are kept for hosts without a package index; none where they are not all there."""
         return sorted((self.folder / key / PACKAGES).glob("*.whl")) if _KEY.fullmatch(key) else []
+
+    def contents(self) -> list[Entry]:
+        """Return all that is kept, every file hashed. Raises OSError."""
+        folders = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
+        return [self._entry(folder) for folder in folders if _KEY.fullmatch(folder.name) and folder.is_dir()]
+
+    def _entry(self, folder: Path) -> Entry:
+        own = sorted([*folder.glob("*.whl"), *folder.glob(_LOCK)])
+        packages = self.packages(folder.name)
+        pins = pinned(folder / _LOCK) if packages else frozenset()
+        damaged = [path.name for path in own if not is_whole(path)]
+        damaged += [path.name for path in packages if file_sha256(path) not in pins]
+        said = made(own[0]) if own else {}
+        who, when = (said.get(name) if isinstance(said.get(name), str) else None for name in ("made_by", "made_at"))
+        size = sum(path.stat().st_size for path in [*own, *packages])
+        return Entry(folder.name, len(own) + len(packages), size, tuple(damaged), who, when)
 
     @staticmethod
     def pin(kept: Path) -> str:
@@ -84,6 +114,37 @@ class Wheelhouse:
                 (folder / f"{name}.sha256").write_text(sha256, encoding="ascii")
         finally:
             temporary.unlink(missing_ok=True)
+
+    def keep_packages(
+        self, key: str, requirements: str, files: Sequence[Sequence[str]], fetch: Callable[[str, str], Any]
+    ) -> None:
+        """Take wheels (path on the host, SHA-256) that are all an installation takes, all of them or none.
+
+        ``requirements`` pin them, or are empty where the lock of ``key`` is kept already.
+        Raises IntegrityError, OSError, and what ``fetch`` raises.
+        """
+        if not _KEY.fullmatch(key):
+            raise IntegrityError("the packages' name", "a plain name", key[:80])
+        folder = self.folder / key
+        folder.mkdir(parents=True, exist_ok=True)
+        if requirements:
+            (folder / _LOCK).write_text(requirements, encoding="utf-8")
+            (folder / f"{_LOCK}.sha256").write_text(file_sha256(folder / _LOCK), encoding="ascii")
+        pins = pinned(folder / _LOCK)
+        temporary = folder / f".{PACKAGES}.{os.getpid()}"
+        temporary.mkdir()
+        try:
+            for path, sha256 in files:
+                name = path.rsplit("/", 1)[-1]
+                if not _WHEEL.fullmatch(name):
+                    raise IntegrityError("a package", "the name of a wheel", name[:80])
+                fetch(path, str(temporary / name))
+                if sha256 not in pins or file_sha256(temporary / name) != sha256:
+                    raise IntegrityError(name, "a hash that its lock pins", f"sha256 {sha256[:64]}")
+            shutil.rmtree(folder / PACKAGES, ignore_errors=True)
+            temporary.replace(folder / PACKAGES)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
     @contextmanager
     def building(self, key: str, host: str, waiting: Callable[[str], None]) -> Iterator[None]:
@@ -115,6 +176,17 @@ class Wheelhouse:
             return os.open(folder / key, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         except OSError:
             return None
+
+
+def pinned(lock: Path) -> frozenset[str]:
+    """Return the hashes that a lock pins, and that of pip, which installs from it."""
+    # What the action plugin of every task would else wait for.
+    from .core.runtime.build import PIP_SHA256
+
+    try:
+        return frozenset(re.findall(r"sha256:([0-9a-f]{64})", lock.read_text(encoding="utf-8"))) | {PIP_SHA256}
+    except (OSError, ValueError):
+        return frozenset()
 
 
 def is_whole(kept: Path) -> bool:

@@ -28,6 +28,7 @@ VERBS = {
     "verify": "Prove that the models run, and show the proofs.",
     "audit": "Hash every published file again, and repair what is broken.",
     "prune": "Show, and with --yes remove, what no wish keeps.",
+    "wheelhouse": "List what is kept for hosts to install from, or make it for those cut off.",
     "lock": "Pin what the catalog's sources hold, or tell what has moved there.",
     "inspect": "Judge and describe a model file, or refuse it.",
     "estimate": "Tell the memory that a model needs, by device.",
