@@ -20,7 +20,7 @@ from ..jobs import Progress
 from . import lanes
 from .exchange import Answer, TryAgainError, open_answer
 from .hashing import DiskThread, HashingThread
-from .pace import Pace, RateLimit
+from .pace import WRITE_SECONDS, Pace, RateLimit
 from .part import MARK_BYTES, Part
 from .settings import Credential, FetchSettings, plain_text
 
@@ -311,9 +311,9 @@ class Download:
         left = self._size - self._part.offset if length is None else min(length, self._size - self._part.offset)
         while left and trouble is None:
             buffer = self._hasher.buffer()
-            goal, filled = min(self._limit.step, left), 0
+            goal, filled, due = min(self._limit.step, left), 0, time.monotonic() + WRITE_SECONDS
             try:
-                while filled < goal:
+                while filled < goal and time.monotonic() < due:
                     count = pace.measure(answer, buffer[filled:goal])
                     if count == 0:
                         raise TryAgainError("the connection ended early")

@@ -8,6 +8,9 @@ from .exchange import Answer, TryAgainError
 from .hashing import BUFFER_BYTES
 from .settings import FetchSettings
 
+WRITE_SECONDS = 0.5
+"""For how long bytes are gathered before they are written and told, where the buffer is not full by then."""
+
 
 class RateLimit:
     """Sleeps so that no more than so many bytes a second come through it."""
