@@ -27,8 +27,8 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(CHECKOUT / "python"), str(CHECKOUT / "tests")]
 
 from fuzz import seeds  # noqa: E402
+from modelfleet.core.fetch.remote import open_url  # noqa: E402
 from modelfleet.core.formats.gguf import read_gguf  # noqa: E402
-from modelfleet.core.formats.ranges import open_url  # noqa: E402
 from modelfleet.core.formats.source import FileSource  # noqa: E402
 
 TOKENS, MERGES, LAYERS = 128_256, 280_147, 32

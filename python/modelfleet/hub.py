@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .core.errors import ConfigurationError, FetchError, IntegrityError
+from .core.fetch.settings import DEFAULT_ENDPOINT
 from .core.fetch.sources import HubSource
-from .core.formats.ranges import DEFAULT_ENDPOINT
 from .core.formats.source import shown
 from .core.reading import nearest
 

@@ -21,11 +21,11 @@ from typing import IO, Any
 
 from .core.catalog import Variant
 from .core.errors import ConfigurationError, FetchError, IntegrityError, ModelfleetError
+from .core.fetch.remote import open_url
 from .core.fetch.sources import FileSource, HubSource, Source, UrlSource, WheelSource, parse_source
 from .core.formats.gguf import split_position
 from .core.formats.judge import describe, describe_source
 from .core.formats.model import ModelFile
-from .core.formats.ranges import open_url
 from .core.formats.source import shown
 from .core.memory.shape import shape_of, shape_to_dict
 from .core.pins import PinnedFile

@@ -13,8 +13,8 @@ from click.testing import CliRunner
 from fuzz.seeds import ARCHITECTURE, ARRAY, STRING, array, gguf, gguf_seed, pair, safetensors_seed, string, tensor
 from modelfleet.cli import main
 from modelfleet.core.errors import ConfigurationError, FetchError, FormatError
+from modelfleet.core.fetch.remote import open_url
 from modelfleet.core.formats.judge import describe_source
-from modelfleet.core.formats.ranges import open_url
 
 
 class Server(ThreadingHTTPServer):

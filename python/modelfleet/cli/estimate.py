@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import click
 
 from ..core.errors import ConfigurationError, InferenceError, ModelfleetError
+from ..core.fetch.remote import is_url, open_url
 from ..core.formats.judge import describe, describe_source
 from ..core.formats.model import ModelFile
-from ..core.formats.ranges import is_url, open_url
 from ..core.memory.catalog_tier import BITS_PER_WEIGHT, PERPLEXITY_RISE, TUTORIAL, estimate_parameters
 from ..core.memory.estimate import DeviceShare, Estimate, EstimateOptions, estimate, shares_for
 from ..core.memory.kv_cache import CACHE_TYPES

@@ -10,9 +10,9 @@ from typing import Any
 import click
 
 from ..core.errors import ModelfleetError
+from ..core.fetch.remote import is_url, open_url
 from ..core.formats.judge import describe, describe_source
 from ..core.formats.model import ModelFile
-from ..core.formats.ranges import is_url, open_url
 from ..core.units import format_bytes
 from .text import clean, count, say, say_json, table
 

@@ -21,19 +21,22 @@ _NEWEST = "main"
 _COMMIT_LENGTH = 40
 
 
+def address_at(endpoint: str, source: HubSource) -> str:
+    """Return the address of a file at one endpoint, which ends without a slash."""
+    revision = urllib.parse.quote(source.revision or _NEWEST, safe="")
+    return f"{endpoint}/{urllib.parse.quote(source.repository)}/resolve/{revision}/{urllib.parse.quote(source.file)}"
+
+
 def upstreams(source: HubSource, settings: FetchSettings) -> List[Upstream]:
     """Return where ``source`` is to be asked for, endpoint by endpoint; the token goes with the first one only."""
-    path = "/".join(
-        (
-            urllib.parse.quote(source.repository),
-            "resolve",
-            urllib.parse.quote(source.revision or _NEWEST, safe=""),
-            urllib.parse.quote(source.file),
-        )
-    )
     repository = plain_text(source.repository)
     return [
-        Upstream(f"{endpoint}/{path}", f"{repository} at {origin_of(endpoint)[1]}", settings.credential, repository)
+        Upstream(
+            address_at(endpoint, source),
+            f"{repository} at {origin_of(endpoint)[1]}",
+            settings.credential,
+            repository,
+        )
         for endpoint in settings.hub_endpoints
     ]
 

@@ -2,47 +2,28 @@
 
 import contextlib
 import http.client
-import os
 import re
 import urllib.error
 import urllib.parse
 import urllib.request
-from typing import Dict, List, Mapping, Optional, Tuple
+from typing import List, Mapping, Optional, Tuple
 
 from ..errors import ConfigurationError, FetchError
 from .source import Source, shown
 
 RANGE_BYTES = (1024 * 1024, 15 * 1024 * 1024, 48 * 1024 * 1024)
 TIMEOUT_SECONDS = 30
-DEFAULT_ENDPOINT = "https://huggingface.co"
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
-_HUB = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+?))?/(.+)", re.ASCII)
 
 
-def is_url(text: str) -> bool:
-    """Tell whether ``text`` names a file behind HTTP or on the Hub."""
-    return text.startswith(("https://", "http://", "hf://"))
+def open_ranges(address: str, name: Optional[str] = None, headers: Optional[Mapping[str, str]] = None) -> Source:
+    """Return the file at ``address`` as a source; its first range is read at once.
 
-
-def open_url(url: str, environment: Optional[Mapping[str, str]] = None) -> Source:
-    """Return the file at ``url`` as a source; its first range is read at once.
-
-    ``hf://OWNER/NAME[@REVISION]/FILE`` is a file on the Hub: HF_ENDPOINT and HF_TOKEN are honoured. Proxies and
-    certificates are those of the environment. Raises ConfigurationError, FetchError.
+    ``name`` is what messages call it; without one that is the address, which then must have no account in it.
+    ``headers`` are sent to its server alone. Proxies and certificates are those of the environment. Raises
+    ConfigurationError, FetchError.
     """
-    headers: Dict[str, str] = {}
-    known = os.environ if environment is None else environment
-    address = url
-    if url.startswith("hf://"):
-        match = _HUB.fullmatch(url)
-        if match is None:
-            raise ConfigurationError(f"{shown(url)} is no file on the Hub", "write hf://OWNER/NAME@REVISION/FILE")
-        endpoint = (known.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
-        revision = urllib.parse.quote(match[2] or "main", safe="")
-        address = f"{endpoint}/{match[1]}/resolve/{revision}/{urllib.parse.quote(match[3])}"
-        if known.get("HF_TOKEN"):
-            headers["Authorization"] = f"Bearer {known['HF_TOKEN']}"
-    remote = _Remote(address, url if url.startswith("hf://") else _plain(url), headers)
+    remote = _Remote(address, _plain(address) if name is None else name, headers or {})
     remote.read_block(0, 0)
     assert remote.size is not None
     return Source(remote.name, remote.size, remote.read)
