@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 from modelfleet.core.errors import ConfigurationError, InferenceError
+from modelfleet.core.inference.llama import loading_of, shares_of
 from modelfleet.core.inference.request import Placement, read_request, refuse_pickle, versions
+from modelfleet.core.memory.estimate import DeviceShare
 from modelfleet.core.units import MIB
 
 Ask = Callable[..., "dict[str, Any]"]
@@ -112,6 +114,73 @@ class TestProcess:
         reserve = "import mmap\nmmap.mmap(-1, 512 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ)\n"
         assert ask(request, llama_cpp=reserve + "raise RuntimeError('reserved')") == {"error": "RuntimeError: reserved"}
         assert "more memory than it may have" in ask(request, llama_cpp="bytearray(512 << 20)")["error"]
+
+
+class TestSpeech:
+    """Files of other programs: nothing is wrong with them, and what proves them is told."""
+
+    @pytest.mark.parametrize(
+        ("name", "command"),
+        [("ggml-base.bin", "whisper-cli --model"), ("model.pth", "tts --model_path"), ("text_2.pt", "-m bark")],
+    )
+    def test_they_are_unproven(self, ask: Ask, tmp_path: Path, name: str, command: str) -> None:
+        folder = tmp_path / "model"
+        folder.mkdir()
+        (folder / name).write_bytes(b"")
+        answer = ask({"kind": "speech", "path": str(folder), "check": {"text": "a"}})
+        assert answer["unproven"] and command in answer["command"] and str(folder) in answer["command"]
+        assert answer["error"].startswith("unproven here: ") and "\n" not in answer["error"]
+
+    def test_a_type_that_the_proof_does_not_know(self, ask: Ask, tmp_path: Path) -> None:
+        (tmp_path / "config.json").write_text('{"model_type": "parrot"}')
+        assert "'parrot'" in ask({"kind": "speech", "path": str(tmp_path)})["error"]
+
+
+class TestPlacement:
+    """How llama-cpp-python is asked to place a model; that it does is proved where it is installed."""
+
+    WHOLE = Placement(("CUDA1",), "cuda", 33, (), 8192, "q8_0")
+    DIVIDED = Placement(("CUDA0", "CUDA2"), "cuda", 33, (20, 13), 8192, "f16")
+    CARDS = ["CUDA0", "CUDA1", "CUDA2"]  # noqa: RUF012
+
+    def test_on_one_card_of_many(self) -> None:
+        loading = loading_of("/nowhere.gguf", self.WHOLE, self.CARDS)
+        assert loading.arguments["n_gpu_layers"] == 33 and "tensor_split" not in loading.arguments
+        assert (loading.arguments["split_mode"], loading.arguments["main_gpu"]) == (0, 1)
+        assert loading.options.kv_type_k == loading.options.kv_type_v == "q8_0"
+        assert loading.arguments["n_ctx"] == loading.options.context == 8192 and not loading.options.full_window
+
+    def test_divided_among_some(self) -> None:
+        loading = loading_of("/nowhere.gguf", self.DIVIDED, self.CARDS)
+        assert loading.arguments["tensor_split"] == [20, 0, 13] and "main_gpu" not in loading.arguments
+
+    def test_a_slice_is_the_one_device_that_is_seen(self) -> None:
+        placement = self.WHOLE._replace(devices=("CUDA0/MIG1",))
+        assert loading_of("/nowhere.gguf", placement, ["CUDA0"]).arguments["main_gpu"] == 0
+
+    def test_a_card_that_is_not_there_is_not_asked_for(self) -> None:
+        assert loading_of("/nowhere.gguf", self.WHOLE, []).arguments["n_gpu_layers"] == 0
+
+    def test_without_a_plan_it_is_small(self) -> None:
+        loading = loading_of("/nowhere.gguf", Placement(), self.CARDS)
+        assert loading.arguments["n_gpu_layers"] == 0 and loading.options.context == 512
+
+    def test_what_llama_cpp_does_not_know(self) -> None:
+        with pytest.raises(ConfigurationError, match="q9_9"):
+            loading_of("/nowhere.gguf", self.WHOLE._replace(kv_type="q9_9"), self.CARDS)
+        with pytest.raises(ConfigurationError, match="how many layers"):
+            shares_of(self.DIVIDED._replace(split=()))
+
+    def test_shares_are_the_plans(self) -> None:
+        """The output counts as the last device's last layer, and goes first: one layer alone is the output."""
+        cpu = DeviceShare("CPU", "cpu")
+        assert shares_of(self.DIVIDED) == [
+            DeviceShare("CUDA0", "cuda", 20),
+            DeviceShare("CUDA2", "cuda", 12, True),
+            cpu,
+        ]
+        assert shares_of(self.WHOLE._replace(gpu_layers=1)) == [DeviceShare("CUDA1", "cuda", 0, True), cpu]
+        assert shares_of(Placement()) == [cpu]
 
 
 class TestInstallation:

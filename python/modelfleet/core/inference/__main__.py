@@ -23,7 +23,7 @@ from typing import Any, Dict
 
 from ... import __version__
 from ..errors import ModelfleetError
-from .request import KINDS, Request, read_request
+from .request import KINDS, Request, UnprovenError, read_request
 
 _OFFLINE = {
     "HF_HUB_OFFLINE": "1",
@@ -60,6 +60,8 @@ def _run(text: str) -> Dict[str, Any]:
         _limit(request)
         module = importlib.import_module(f".{KINDS[request.kind]}", __package__)
         result: Dict[str, Any] = module.prove(request)
+    except UnprovenError as error:
+        return {"error": str(error), "unproven": True, "command": error.command}
     except ModelfleetError as error:
         return {"error": str(error)}
     except ImportError as error:

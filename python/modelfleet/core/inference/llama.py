@@ -169,7 +169,7 @@ def predicted_bytes(
     try:
         options = options or loading_of(path, placement, []).options
         devices = estimate(shape_of(describe(path)), options, shares_of(placement)).devices
-    except ModelfleetError:
+    except (ModelfleetError, OSError):
         return {}
     return {device.name: device.total - device.overhead for device in devices}
 
@@ -191,7 +191,7 @@ def shares_of(placement: Placement) -> List[DeviceShare]:
 def _has_flash_attention(path: str) -> bool:
     try:
         return uses_flash_attention(shape_of(describe(path)), EstimateOptions())
-    except ModelfleetError:
+    except (ModelfleetError, OSError):
         return True
 
 

@@ -7,7 +7,8 @@ Request (JSON on standard input)::
      "allow_pickle": bool, "memory_limit_bytes": number or null}
 
 Answer (JSON, the last line of standard output): ``installation`` has a form of its own (see ``installation``), every
-other kind that of ``Request.answer``; what cannot be run is ``{"error": one line}``.
+other kind that of ``Request.answer``; what cannot be run is ``{"error": one line}``, with ``"unproven": true`` and
+``"command"`` where nothing is wrong, and this proof alone cannot show it.
 """
 
 import importlib.metadata
@@ -29,6 +30,14 @@ KINDS: Dict[str, str] = {
     "installation": "installation",
 }
 CPU = "CPU"
+
+
+class UnprovenError(InferenceError):
+    """Raised when a model may well work and this proof cannot show it here; ``command`` is what shows it."""
+
+    def __init__(self, message: str, command: str) -> None:
+        self.command = command
+        super().__init__(f"unproven here: {message}", f"prove it with: {command}")
 
 
 class Placement(NamedTuple):
