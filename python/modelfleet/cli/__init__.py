@@ -30,7 +30,7 @@ VERBS = {
     "audit": "Hash every published file again, and repair what is broken.",
     "prune": "Show, and with --yes remove, what no wish keeps.",
     "wheelhouse": "List what hosts install from, or make it for those cut off.",
-    "lock": "Pin what the catalog's sources hold, or tell what has moved there.",
+    "lock": "Pin what the catalog's sources hold, or tell what has moved.",
     "inspect": "Judge and describe a model file, or refuse it.",
     "estimate": "Tell the memory that a model needs, by device.",
     "doctor": "Go through the checklist; changes nothing.",
