@@ -56,7 +56,7 @@ def main() -> None:
 
 def _run(text: str) -> Dict[str, Any]:
     try:
-        request = read_request(_older(json.loads(text)))
+        request = read_request(json.loads(text))
         _limit(request)
         module = importlib.import_module(f".{KINDS[request.kind]}", __package__)
         result: Dict[str, Any] = module.prove(request)
@@ -74,14 +74,6 @@ def _run(text: str) -> Dict[str, Any]:
     if request.kind != "installation":
         result["versions"].update(modelfleet=__version__, python=platform.python_version())
     return result
-
-
-def _older(document: Any) -> Any:
-    """Return the request in today's form: an installed parent may still send prompt and expected alone."""
-    if isinstance(document, dict) and "kind" not in document and "prompt" in document:
-        check = {"prompt": document["prompt"], "expected": document["expected"]}
-        return {"kind": "gguf", "path": document["path"], "check": check}
-    return document
 
 
 def _limit(request: Request) -> None:

@@ -111,6 +111,8 @@ def _keep(request: Request, pixels: Any) -> "str | None":
     name = os.path.splitext(os.path.basename(request.path.rstrip("/")))[0]
     path = os.path.join(request.output_folder, f"{name}.png")
     Image.fromarray((pixels.clip(0, 1) * 255).round().astype("uint8")).save(path)
+    # For whoever reads the report, as the store's other files are.
+    os.chmod(path, 0o644)
     return path
 
 
