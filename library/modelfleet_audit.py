@@ -65,7 +65,7 @@ findings:
   returned: success
   contains:
     kind:
-      description: One of missing, changed, irregular, unreadable, outdated, unrecorded, mode, owner and extra.
+      description: One of missing, changed, irregular, unreadable, outdated, unrecorded, mode, group, owner and extra.
       type: str
       returned: always
     path:

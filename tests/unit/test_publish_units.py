@@ -128,6 +128,23 @@ class TestFolder:
         assert len(host.run(model).published) == 4
         assert (host.store / UNIT).stat().st_ino == inode and (host.store / UNIT / "notes.of.mine").exists()
 
+    def test_what_a_person_put_there_is_judged_whole(self, host: Host) -> None:
+        """Two shards that each are sound, and of which the index names a third."""
+        index = {"metadata": {}, "weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+        files = {
+            "config.json": b"{}",
+            "model-1.safetensors": weights(),
+            "model.safetensors.index.json": json.dumps(index).encode(),
+        }
+        model = host.model(files)
+        for name, content in files.items():
+            path = host.store / UNIT / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        with pytest.raises(FormatError, match="model-2"):
+            host.run(model)
+        assert read_manifest(str(host.store)) == {} and host.content() == files
+
     def test_a_folder_with_somebody_elses_file_is_not_replaced(self, host: Host) -> None:
         host.publish(embedding())
         (host.store / UNIT / "notes.of.mine").write_text("precious")

@@ -98,6 +98,32 @@ class TestFindings:
         assert [one.detail for one in done.findings] == ["has mode 0666, not 0644", "has mode 0777, not 0755"]
         assert done.touched == (NAME,), "its ctime tells of it"
 
+    def test_the_stores_own_folders(self, look: Callable[..., Audit], store: Path) -> None:
+        """Most of them tell what all of them should be, the store itself among them."""
+        store.chmod(0o777)
+        (store / "chat/13b").chmod(0o700)
+        (store / "cache/temp").chmod(0o1777)
+        done = look()
+        assert told(done) == [("mode", "."), ("mode", "cache/temp"), ("mode", "chat/13b")]
+        assert done.findings[1].detail == "has mode 1777, not 0755"
+
+    @needs_root
+    def test_another_group(self, look: Callable[..., Audit], store: Path, owner: Account, stranger: Account) -> None:
+        changed = (NAME, "chat/13b", "embeddings/folder")
+        for name in changed:
+            os.chown(store / name, -1, stranger.gid)
+        done = look()
+        assert told(done) == sorted(("group", name) for name in changed)
+        assert done.findings[0].detail == f"belongs to group {stranger.gid}, not to {owner.gid}"
+
+    @needs_root
+    def test_a_group_that_the_owner_is_not_in(self, look: Callable[..., Audit], store: Path, stranger: Account) -> None:
+        """Nothing that he publishes can have it."""
+        for path in (store, *store.rglob("*")):
+            if path.is_dir():
+                os.chown(path, -1, stranger.gid)
+        assert told(look()) == []
+
     def test_a_file_that_its_owner_cannot_read(self, look: Callable[..., Audit], store: Path) -> None:
         (store / NAME).chmod(0)
         done = look()

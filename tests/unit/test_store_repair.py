@@ -93,6 +93,21 @@ class TestRepair:
         manifest = read_manifest(str(store))
         assert all(record.matches((store / name).lstat()) for name, record in manifest.items())
 
+    @needs_root
+    def test_folders_of_the_store_and_groups(
+        self, look: Callable[..., Audit], store: Path, owner: Account, stranger: Account
+    ) -> None:
+        for name in (NAME, "chat/7b", "embeddings/folder"):
+            os.chown(store / name, -1, stranger.gid)
+        for name in ("", "embeddings", "embeddings/folder"):
+            (store / name).chmod(0o777)
+        done = look(repair=True)
+        assert set(self.states(done).values()) == {"repaired"} and len(done.findings) == 6
+        for name in ("", "chat/7b", "embeddings", "embeddings/folder"):
+            status = (store / name).stat()
+            assert (stat.S_IMODE(status.st_mode), status.st_gid) == (0o755, owner.gid)
+        assert look() == Audit((), 4, sum(map(len, CONTENTS.values())), ())
+
     def test_a_touched_file_is_trusted_again(self, look: Callable[..., Audit], store: Path) -> None:
         os.utime(store / NAME)
         done = look(repair=True)

@@ -238,9 +238,15 @@ class _Run:
             if proof is None:
                 missing.append(file)
                 continue
-            folder = os.path.join(self.store, unit.folder)
-            self._warn(judge(path, file.path, unit.allow_pickle, folder))
             proofs[file.path] = proof
+        folder = os.path.join(self.store, unit.folder)
+        found = [file for file in unit.files if file.path in proofs]
+        if len(found) == len(unit.files) > 1 and set(proofs) == set(list_unit(self.store, unit.folder)):
+            # The whole model is there, and nothing of somebody else's.
+            self._warn(judge_folder(folder, unit.allow_pickle))
+        else:
+            for file in found:
+                self._warn(judge(os.path.join(self.store, file.path), file.path, unit.allow_pickle, folder))
         self._record(proofs)
         return missing
 

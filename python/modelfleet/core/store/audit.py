@@ -7,14 +7,14 @@ import contextlib
 import errno
 import os
 import stat
+from collections import Counter
 from typing import Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
 from ..jobs import Progress
 from ..pins import PinnedFile
 from ..privilege import Account, acting_as
-from .folders import folder_of
 from .hashing import Look, look_at, same_stat
-from .layout import CATEGORIES, STATE
+from .layout import CATEGORIES, STATE, STORE_DIRECTORIES
 from .manifest import FileRecord, Manifest, locked, read_manifest
 from .publish import FILE_MODE
 
@@ -25,6 +25,7 @@ UNREADABLE = "unreadable"
 OUTDATED = "outdated"
 UNRECORDED = "unrecorded"
 MODE = "mode"
+GROUP = "group"
 OWNER = "owner"
 EXTRA = "extra"
 BROKEN = (MISSING, CHANGED, IRREGULAR, UNREADABLE, OUTDATED, UNRECORDED)
@@ -66,6 +67,13 @@ class Audit(NamedTuple):
     changed: bool = False
 
 
+class Dress(NamedTuple):
+    """Mode and group of the store's folders."""
+
+    mode: int
+    gid: int
+
+
 class View(NamedTuple):
     """What is known of a store at one moment."""
 
@@ -75,15 +83,31 @@ class View(NamedTuple):
     manifest: Manifest
     looks: Dict[str, Look]
 
+    def usual(self) -> Dress:
+        """Return mode and group of the store's folders: all have one (the role's), so one that was changed stands out.
+
+        Raises OSError where the store is not there.
+        """
+        found: Counter[Dress] = Counter()
+        for name in (".", *STORE_DIRECTORIES):
+            with contextlib.suppress(OSError):
+                status = os.lstat(os.path.join(self.store, name))
+                if stat.S_ISDIR(status.st_mode):
+                    found[Dress(stat.S_IMODE(status.st_mode), status.st_gid)] += 1
+        if not found:
+            os.lstat(self.store)
+        return found.most_common(1)[0][0]
+
     def findings(self) -> List[Finding]:
         """Return all that is wrong, by path."""
         found: List[Finding] = []
+        usual = self.usual()
         for path, record in self.manifest.items():
-            found += self._of_file(path, record)
+            found += self._of_file(path, record, Dress(FILE_MODE, usual.gid))
         for path, pin in self.wished.items():
             if path not in self.manifest:
                 found += self._of_wish(path, pin)
-        found += self._of_folders()
+        found += self._of_folders(usual)
         found += self._extra()
         return sorted(found, key=lambda one: (one.path, one.kind))
 
@@ -105,7 +129,7 @@ class View(NamedTuple):
         assert status is not None
         return status
 
-    def _of_file(self, path: str, record: FileRecord) -> Iterator[Finding]:
+    def _of_file(self, path: str, record: FileRecord, dress: Dress) -> Iterator[Finding]:
         look, status = self.looks[path], self.looks[path].status
 
         def finding(kind: str, detail: str) -> Finding:
@@ -129,12 +153,15 @@ class View(NamedTuple):
         pin = self.wished.get(path)
         if pin is not None and pin.sha256 is not None and pin.sha256 != record.sha256:
             yield finding(OUTDATED, f"has sha256 {_short(record.sha256)}, the lock pins {_short(pin.sha256)}")
-        yield from self._of_stat(path, record.model, status, FILE_MODE)
+        yield from self._of_stat(path, record.model, status, dress)
 
-    def _of_stat(self, path: str, model: Optional[str], status: os.stat_result, mode: int) -> Iterator[Finding]:
+    def _of_stat(self, path: str, model: Optional[str], status: os.stat_result, dress: Dress) -> Iterator[Finding]:
         found = stat.S_IMODE(status.st_mode)
-        if found != mode:
-            yield Finding(MODE, path, model, f"has mode {found:04o}, not {mode:04o}")
+        if found != dress.mode:
+            yield Finding(MODE, path, model, f"has mode {found:04o}, not {dress.mode:04o}")
+        # An owner who is no member of the store's group cannot give it to his files.
+        if status.st_gid != dress.gid and dress.gid in (os.getegid(), *os.getgroups()):
+            yield Finding(GROUP, path, model, f"belongs to group {status.st_gid}, not to {dress.gid}")
         if status.st_uid != self.owner.uid:
             yield Finding(OWNER, path, model, f"belongs to uid {status.st_uid}, not to {self.owner.name}")
 
@@ -147,9 +174,9 @@ class View(NamedTuple):
         else:
             yield Finding(EXTRA, path, None, "lies there with other bytes than the lock pins, and is not modelfleet's")
 
-    def _of_folders(self) -> Iterator[Finding]:
-        """Yield what is wrong with the folders between a category and its files; the others are the role's."""
-        folders: Dict[str, str] = {}
+    def _of_folders(self, usual: Dress) -> Iterator[Finding]:
+        """Yield what is wrong with the store's own folders, and those between a category and its files."""
+        folders: Dict[str, Optional[str]] = dict.fromkeys((".", *STORE_DIRECTORIES))
         for path, record in self.manifest.items():
             category = next((one for one in CATEGORIES if path.startswith(f"{one}/")), None)
             folder = os.path.dirname(path)
@@ -157,13 +184,11 @@ class View(NamedTuple):
                 folders[folder] = record.model
                 folder = os.path.dirname(folder)
         for folder, model in folders.items():
-            category = os.path.dirname(folder_of(f"{folder}/x"))
             with contextlib.suppress(OSError):
                 status = os.lstat(os.path.join(self.store, folder))
                 # A missing one, or a symlink, is found with its files.
                 if stat.S_ISDIR(status.st_mode):
-                    mode = stat.S_IMODE(os.lstat(os.path.join(self.store, category)).st_mode)
-                    yield from self._of_stat(folder, model, status, mode)
+                    yield from self._of_stat(folder, model, status, usual)
 
     def _extra(self) -> Iterator[Finding]:
         for below, folders, names in os.walk(self.store):

@@ -22,6 +22,7 @@ from .audit import (
     CHANGED,
     EXTRA,
     FOUND,
+    GROUP,
     IRREGULAR,
     MODE,
     OWNER,
@@ -31,7 +32,7 @@ from .audit import (
     Finding,
     View,
 )
-from .folders import folder_of, opened
+from .folders import opened
 from .hashing import Look, look_at, same_stat
 from .layout import CATEGORIES, TEMPORARY
 from .manifest import settle, write_manifest
@@ -52,6 +53,8 @@ class _Repair:
     def __init__(self, view: View, progress: Progress) -> None:
         self.view = view
         self.progress = progress
+        # Before the first is put right: it is told by comparing them.
+        self.usual = view.usual()
         self.looks: Dict[str, Look] = dict(view.looks)
         self.proofs: Dict[str, Proof] = {}
 
@@ -60,7 +63,7 @@ class _Repair:
         # A folder is replaced whole, and never with something of the user's in it.
         blocked = {_unit_of(one.path) for one in findings if one.kind == EXTRA} - {None}
         # Modes first: a file may be unreadable for its mode alone.
-        states = {one: self._set_mode(one) for one in findings if one.kind == MODE}
+        states = {one: self._dress(one) for one in findings if one.kind in (MODE, GROUP)}
         distrusted = False
         for one in findings:
             if one.kind == OWNER:
@@ -81,7 +84,7 @@ class _Repair:
             # A file that comes anew is the owner's, with the right mode.
             if state == FOUND and one.path in coming:
                 states[one] = TO_FETCH
-            elif state == FOUND and one.kind == MODE and one.path in self.proofs:
+            elif state == FOUND and one.kind in (MODE, GROUP) and one.path in self.proofs:
                 states[one] = REPAIRED
         for path in view.touched():
             self._refresh(path)
@@ -94,16 +97,16 @@ class _Repair:
         changed = bool(self.proofs) or distrusted or any(one.state != FOUND for one in done)
         return done, changed
 
-    def _set_mode(self, one: Finding) -> str:
+    def _dress(self, one: Finding) -> str:
+        """Set mode or group of a file or folder."""
         path = os.path.join(self.view.store, one.path)
         is_file = one.path in self.view.manifest
-        mode = FILE_MODE
-        if not is_file:
-            category = os.path.dirname(folder_of(f"{one.path}/x"))
-            mode = stat.S_IMODE(os.lstat(os.path.join(self.view.store, category)).st_mode)
         try:
             # With the owner's own rights: what he might swap in here meanwhile is his to change.
-            os.chmod(path, mode)
+            if one.kind == GROUP:
+                os.chown(path, -1, self.usual.gid)
+            else:
+                os.chmod(path, FILE_MODE if is_file else self.usual.mode)
         except PermissionError:
             return FOUND
         if is_file:
