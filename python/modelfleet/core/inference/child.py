@@ -90,7 +90,7 @@ def run_child(
         "network": isolation.network,
         "environment": "emptied",
         "new_privileges": "refused" if sys.platform.startswith("linux") else "not refused: the system cannot",
-        "seconds": limits.seconds,
+        "time": f"at most {limits.seconds:.0f} s",
         "memory": _memory_limit(limits.memory_bytes),
     }
     return Answer(said, kept)
