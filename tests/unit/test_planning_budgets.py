@@ -9,6 +9,7 @@ import pytest
 from modelfleet.cli.probe import replayed
 from modelfleet.core.planning.budgets import Machine, read_machine
 from modelfleet.core.units import GIB, MIB
+from support.machines import amd, machine, nvidia
 from support.planning import card, profile
 
 HEADROOM, MEMORY_HEADROOM = GIB, 4 * GIB
@@ -112,3 +113,13 @@ def test_recorded_machines(captures: Path, record: str, expected: dict[str, floa
     ((_, host),) = replayed((str(captures / record),)).items()
     found = rooms(read(host))
     assert {device: found.get(device) for device in expected} == expected
+
+
+def test_a_card_that_the_stack_leaves_out() -> None:
+    """No one driver serves Pascal and Blackwell; ROCm serves no Polaris card, Vulkan does."""
+    mixed = machine(nvidia("6.1", gib=24), nvidia("12.0", gib=16), driver=None)
+    found = read({**mixed, "memory": {"total_bytes": 32 * GIB}})
+    assert list(rooms(found)) == ["GPU1", "CPU"]
+    assert found.warnings[0].endswith("the runtime of this host (cuda) does not serve it; nothing is planned on it")
+    polaris = read({**machine(amd("gfx803")), "memory": {"total_bytes": 32 * GIB}})
+    assert [(one.device, one.backend) for one in polaris.accelerators] == [("GPU0", "vulkan")]

@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from modelfleet.core.errors import StackError
+from modelfleet.core.errors import ModelfleetError, StackError
+from modelfleet.core.hardware.facts_view import Facts
 from modelfleet.core.hardware.probe import probe, probe_sources
 from modelfleet.core.hardware.profile import profile_to_dict
 from modelfleet.core.hardware.replay import open_record
+from modelfleet.core.planning.budgets import read_machine
+from modelfleet.core.runtime.resolver.cards import read_cards
 from modelfleet.core.runtime.resolver.settings import StackSettings
 from modelfleet.core.runtime.resolver.stack import Stack, resolve_stack
 from support.machines import MODERN
@@ -90,6 +93,30 @@ def compare(name: str, stack: Stack, expected: tuple[str, str, str, str]) -> Non
 @pytest.mark.parametrize("name", STACKS)
 def test_records_of_a_tool(captures: Path, name: str) -> None:
     compare(name, resolve_stack(profile_of(captures, name), PROFILES), STACKS[name])
+
+
+def agree(profile: dict[str, Any]) -> None:
+    """Compare where the planner places models with what the stack serves: no card that the stack leaves out."""
+    stack = resolve_stack(profile, PROFILES)
+    budgets = read_machine(profile, 0, 0).accelerators
+    assert {one.backend for one in budgets} <= {stack.backend}
+    cards = read_cards(Facts(profile))
+    placed = [cards[int(one.device.split("/")[0][len("GPU") :])].name for one in budgets]
+    assert set(placed) <= set(stack.devices)
+
+
+def test_every_record_is_planned_as_its_stack_serves_it(captures: Path) -> None:
+    """All records that are the output of one tool; those whose stack is refused have nothing to agree with."""
+    agreed = 0
+    for path in sorted(captures.glob("*/*")):
+        try:
+            profile = profile_of(captures, str(path.relative_to(captures)))
+            resolve_stack(profile, PROFILES)
+        except ModelfleetError:
+            continue
+        agree(profile)
+        agreed += 1
+    assert agreed >= len(STACKS)
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -3,9 +3,13 @@
 Capacity never depends on what happens to be free: a served model or an open desktop changes no plan.
 """
 
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Dict, FrozenSet, List, Mapping, NamedTuple, Optional, Tuple
 
+from ..errors import StackError
+from ..hardware.facts_view import Facts
 from ..hardware.nvidia_cards import OLDER, flavour_of_card
+from ..runtime.resolver.backend import choose, read_host
+from ..runtime.resolver.settings import StackSettings
 from ..units import GIB
 from .document import Budget
 
@@ -48,20 +52,50 @@ def read_machine(profile: Mapping[str, Any], headroom_bytes: int, memory_headroo
     available = _bytes(memory, "available_bytes")
     if available is not None:
         free[CPU] = available
-    found: List[Budget] = []
+    found: List[Tuple[int, Budget]] = []
     warnings: List[str] = []
     listed = profile.get("accelerators")
     for number, card in enumerate(listed if isinstance(listed, (list, tuple)) else ()):
         if isinstance(card, Mapping) and card.get("vendor") in BACKENDS:
-            found += _budgets(f"GPU{number}", card, cpu, headroom_bytes, free, warnings)
-    unknown = [budget for budget in found if budget.budget_bytes is None]
+            budgets = _budgets(f"GPU{number}", card, cpu, headroom_bytes, free, warnings)
+            found += [(number, budget) for budget in budgets]
+    unknown = [budget for _, budget in found if budget.budget_bytes is None]
     for budget in unknown:
         warnings.append(
             f"{budget.device} ({budget.name}): its memory is not known before its driver works; "
             "nothing is planned on it, plan again afterwards"
         )
-    usable = [budget for budget in found if budget.budget_bytes]
-    return Machine(_one_backend(usable), cpu, free, tuple(warnings), bool(unknown))
+    usable = [(number, budget) for number, budget in found if budget.budget_bytes]
+    return Machine(_of_stack(profile, usable, warnings), cpu, free, tuple(warnings), bool(unknown))
+
+
+def _of_stack(profile: Mapping[str, Any], usable: List[Tuple[int, Budget]], warnings: List[str]) -> Tuple[Budget, ...]:
+    """Return the budgets of the cards that the stack of the host serves, by the backend that it has for them."""
+    served = _served(profile)
+    if served is None:
+        return _one_backend([budget for _, budget in usable])
+    backend, numbers = served
+    for number, budget in usable:
+        if number not in numbers:
+            warnings.append(
+                f"{budget.device} ({budget.name}): the runtime of this host ({backend}) does not serve it; "
+                "nothing is planned on it"
+            )
+    return tuple(budget._replace(backend=backend) for number, budget in usable if number in numbers)
+
+
+def _served(profile: Mapping[str, Any]) -> Optional[Tuple[str, FrozenSet[int]]]:
+    """Return the backend of the host's stack and the numbers of the cards that it serves.
+
+    None where the stack is not to be had as things are (no card or driver that is known well enough): installing it
+    tells why, with the cure, and what is planned here is for then.
+    """
+    settings = StackSettings()
+    try:
+        choice = choose(read_host(Facts(profile), settings), settings)
+    except StackError:
+        return None
+    return choice.backend, frozenset(card.number for card in choice.served.cards)
 
 
 def _budgets(
@@ -127,7 +161,10 @@ def _slices(
 
 
 def _one_backend(budgets: List[Budget]) -> Tuple[Budget, ...]:
-    """A build of llama.cpp serves one backend: that of the largest card; Vulkan where there is no other."""
+    """Where the stack is not known: a build of llama.cpp serves one backend, that of the largest card.
+
+    Vulkan where there is no other.
+    """
     usual = [budget for budget in budgets if budget.backend != _LAST_RESORT] or budgets
     largest = max(usual, key=lambda budget: budget.budget_bytes or 0, default=None)
     return tuple(budget for budget in budgets if largest is not None and budget.backend == largest.backend)

@@ -40,6 +40,8 @@ class Card(NamedTuple):
     capability: Optional[cuda.Capability]
     target: Optional[str]
     older: bool = False
+    number: int = 0
+    """Its place among the profile's accelerators."""
     """An NVIDIA card from before Maxwell, told by its capability or its device id."""
 
 
@@ -54,10 +56,10 @@ class Served(NamedTuple):
 
 def read_cards(facts: Facts) -> List[Card]:
     """Return the GPUs of a profile; nothing in it is trusted."""
-    return [_read_card(one) for one in facts.accelerators]
+    return [_read_card(number, one) for number, one in enumerate(facts.accelerators)]
 
 
-def _read_card(accelerator: Mapping[str, Any]) -> Card:
+def _read_card(number: int, accelerator: Mapping[str, Any]) -> Card:
     own = Facts(accelerator)
     vendor, device = own.text("vendor") or "other", own.text("pci.device_id")
     chip = nvidia_chip(device) if vendor == "nvidia" else None
@@ -75,6 +77,7 @@ def _read_card(accelerator: Mapping[str, Any]) -> Card:
         capability=(int(match.group(1)), int(match.group(2))) if match else None,
         target=target if target is not None and re.fullmatch(r"gfx[0-9a-f]{3,5}", target) else None,
         older=vendor == "nvidia" and flavour_of_card({**accelerator, "compute_capability": told}) == OLDER,
+        number=number,
     )
 
 
