@@ -154,9 +154,27 @@ class TestPlacement:
         loading = loading_of("/nowhere.gguf", self.DIVIDED, self.CARDS)
         assert loading.arguments["tensor_split"] == [20, 0, 13] and "main_gpu" not in loading.arguments
 
-    def test_a_slice_is_the_one_device_that_is_seen(self) -> None:
-        placement = self.WHOLE._replace(devices=("CUDA0/MIG1",))
-        assert loading_of("/nowhere.gguf", placement, ["CUDA0"]).arguments["main_gpu"] == 0
+    @pytest.mark.parametrize(
+        ("planned", "there", "picked"),
+        [
+            (("GPU1",), CARDS, ["CUDA1"]),
+            (("GPU0", "GPU2"), CARDS, ["CUDA0", "CUDA2"]),
+            (("CUDA2",), CARDS, ["CUDA2"]),
+            # The processor's own graphics are number 0 of the machine, and none of CUDA's.
+            (("GPU1",), ["CUDA0"], ["CUDA0"]),
+            (("GPU0/MIG1",), ["CUDA0"], ["CUDA0"]),
+            (("GPU0", "GPU1"), ["CUDA0"], None),
+            (("GPU0",), [], None),
+        ],
+    )
+    def test_the_plans_names_and_the_librarys(
+        self, planned: tuple[str, ...], there: list[str], picked: list[str] | None
+    ) -> None:
+        assert Placement(planned, "cuda", 33).pick(there) == picked
+
+    def test_the_plans_card_is_the_main_one(self) -> None:
+        placement = self.WHOLE._replace(devices=("GPU2",))
+        assert loading_of("/nowhere.gguf", placement, self.CARDS).arguments["main_gpu"] == 2
 
     def test_a_card_that_is_not_there_is_not_asked_for(self) -> None:
         assert loading_of("/nowhere.gguf", self.WHOLE, []).arguments["n_gpu_layers"] == 0

@@ -144,6 +144,28 @@ class TestSubjects:
         (other,), _ = subjects([planned(kind=kind, format=form, check={"dimension": 384})])
         assert other.check == {**DEFAULT_CHECKS[kind], "dimension": 384}
 
+    @pytest.mark.parametrize(
+        ("kind", "form", "name", "command"),
+        [
+            ("stt", "ggml", "whisper/ggml-base.bin", "whisper-cli --model voice/whisper/ggml-base.bin"),
+            ("tts", "pickle", "xtts-v2/model.pth", "tts --model_path voice/xtts-v2"),
+            ("tts", "pickle", "bark/text_2.pt", "python -m bark"),
+            ("diffusion", "safetensors", "sd-v1.5.safetensors", "configuration: FOLDER"),
+        ],
+    )
+    def test_files_of_other_programs_are_listed_with_what_proves_them(
+        self, kind: str, form: str, name: str, command: str
+    ) -> None:
+        files = [{"path": f"voice/{name}", "sha256": "a" * 64, "size": 4}]
+        found, (unproved,) = subjects([planned(kind=kind, format=form, files=files, check=None)])
+        assert found == [] and command in unproved.command and unproved.reason
+
+    def test_a_single_file_with_its_configuration_is_proved(self) -> None:
+        files = [{"path": "image/sd-v1.5.safetensors", "sha256": "a" * 64, "size": 4}]
+        check = {"configuration": "/opt/configurations/sd-v1.5"}
+        (found,), _ = subjects([planned(kind="diffusion", format="safetensors", files=files, check=check)])
+        assert found.check == {**DEFAULT_CHECKS["diffusion"], **check}
+
     def test_what_cannot_be_proved_says_why_and_what_would(self) -> None:
         found, unproved = subjects(
             [

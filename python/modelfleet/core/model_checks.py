@@ -5,7 +5,8 @@
     chat:       {prompt: text, expected: text}       the greedy continuation begins with what is expected
     embedding:  {similar: [text, text], dissimilar: text, dimension: number}
                                                      the similar ones lie closer; dimension may be left out
-    diffusion:  {prompt: text, size: pixels, steps: number}     each may be left out
+    diffusion:  {prompt: text, size: pixels, steps: number, configuration: folder}
+                                                     each may be left out; a single file has no other configuration
     tts:        {text: text}
     stt:        {}
 """
@@ -15,10 +16,10 @@ from typing import Any, Dict, Mapping, Optional
 from .reading import Section
 
 Check = Dict[str, Any]
-KEYS = ("prompt", "expected", "similar", "dissimilar", "dimension", "size", "steps", "text")
+KEYS = ("prompt", "expected", "similar", "dissimilar", "dimension", "size", "steps", "configuration", "text")
 _NUMBERS = {"dimension": "elements", "size": "pixels", "steps": "steps"}
 _REQUIRED = {"chat": ("prompt", "expected"), "embedding": ("similar", "dissimilar"), "tts": ("text",)}
-_OPTIONAL = {"embedding": ("dimension",), "diffusion": ("prompt", "size", "steps")}
+_OPTIONAL = {"embedding": ("dimension",), "diffusion": ("prompt", "size", "steps", "configuration")}
 
 
 def read_check(section: Section, kind: str) -> Optional[Check]:

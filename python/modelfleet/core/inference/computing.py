@@ -24,13 +24,15 @@ def choose(request: Request) -> Device:
     """Return the plan's first device, or the CPU where PyTorch cannot use that: the answer then says so."""
     import torch
 
-    planned = request.placement.devices[0].split("/")[0] if request.placement.devices else CPU
-    number = planned.lstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
-    index = int(number) if number.isdigit() else 0
-    if planned.startswith(("CUDA", "ROCm")) and torch.cuda.is_available() and index < torch.cuda.device_count():
-        return Device(planned, "rocm" if torch.version.hip else "cuda", f"cuda:{index}")
-    if planned.startswith(("MTL", "Metal")) and torch.backends.mps.is_available():
-        return Device(planned, "metal", "mps")
+    placement = request.placement._replace(devices=request.placement.devices[:1])
+    if placement.backend in ("cuda", "rocm") and torch.cuda.is_available():
+        backend, prefix = ("rocm", "ROCm") if torch.version.hip else ("cuda", "CUDA")
+        names = [f"{prefix}{number}" for number in range(torch.cuda.device_count())]
+        picked = placement.pick(names)
+        if picked:
+            return Device(picked[0], backend, f"cuda:{names.index(picked[0])}")
+    if placement.backend == "metal" and torch.backends.mps.is_available():
+        return Device("MTL0", "metal", "mps")
     return Device(CPU, "cpu", "cpu")
 
 

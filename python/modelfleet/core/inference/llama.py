@@ -53,7 +53,9 @@ def prove(request: Request) -> Dict[str, Any]:
     log = _keep_log(llama_cpp)
     before = {device.name: device for device in ggml.devices()}
     accelerators = _accelerators(list(before.values()))
-    loading = loading_of(request.path, request.placement, accelerators)
+    picked = request.placement.pick(accelerators) or request.placement.devices
+    placement = request.placement._replace(devices=tuple(picked))
+    loading = loading_of(request.path, placement, accelerators)
     started = time.monotonic()
     try:
         model = llama_cpp.Llama(model_path=request.path, seed=0, verbose=False, **loading.arguments)
@@ -70,7 +72,7 @@ def prove(request: Request) -> Dict[str, Any]:
     output = answer["choices"][0]["text"]
     said = "".join(log)
     offloaded = _OFFLOADED.search(said)
-    memory = memory_by_device(said, predicted_bytes(request.path, request.placement, loading.options))
+    memory = memory_by_device(said, predicted_bytes(request.path, placement, loading.options))
     used = [device["name"] for device in memory if device["measured_bytes"] and device["name"] in accelerators]
     after = {device.name: device.memory_free for device in ggml.devices()}
     for device in memory:
@@ -133,9 +135,8 @@ def loading_of(path: str, placement: Placement, accelerators: List[str]) -> Load
         "swa_full": options.full_window,
         "n_gpu_layers": 0,
     }
-    # A slice (CUDA0/MIG1) is the one device that the process then sees.
-    wanted = [name.split("/")[0] for name in placement.devices]
-    if placement.gpu_layers and all(name in accelerators for name in wanted):
+    wanted = placement.pick(accelerators)
+    if placement.gpu_layers and wanted:
         arguments["n_gpu_layers"] = placement.gpu_layers
         if len(wanted) == 1:
             # LLAMA_SPLIT_MODE_NONE: all of it on the main device.
@@ -176,7 +177,7 @@ def predicted_bytes(
 
 def shares_of(placement: Placement) -> List[DeviceShare]:
     """Return what the plan puts on each device; as llama.cpp counts, the output is the last one's last layer."""
-    names = [name.split("/")[0] for name in placement.devices]
+    names = placement.devices
     counts = list(placement.split) if len(names) > 1 else [placement.gpu_layers][: len(names)]
     if len(counts) != len(names):
         raise ConfigurationError(f"{'+'.join(names)}: the placement does not say how many layers each of them has")

@@ -30,6 +30,7 @@ KINDS: Dict[str, str] = {
     "installation": "installation",
 }
 CPU = "CPU"
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 
 class UnprovenError(InferenceError):
@@ -41,7 +42,7 @@ class UnprovenError(InferenceError):
 
 
 class Placement(NamedTuple):
-    """Where the plan puts the model: the devices' names, llama.cpp's backend, layers (with the output) on each."""
+    """Where the plan puts the model: the accelerators' names, the backend, layers (with the output) on each."""
 
     devices: Tuple[str, ...] = ()
     backend: str = "cpu"
@@ -49,6 +50,23 @@ class Placement(NamedTuple):
     split: Tuple[int, ...] = ()
     context: Optional[int] = None
     kv_type: str = "f16"
+
+    def pick(self, there: Sequence[str]) -> Optional[List[str]]:
+        """Return which of the devices ``there``, named as a library numbers them, are the planned ones.
+
+        A plan numbers all cards of a machine (``GPU1``), a library those that it serves (``CUDA0``): where the numbers
+        cannot be the same, the planned ones are the first. A slice (``GPU0/MIG1``) is the one device that a process
+        then sees. None where there are fewer than were planned.
+        """
+        if len(self.devices) > len(there):
+            return None
+        names = [name.split("/")[0] for name in self.devices]
+        if all(name in there for name in names):
+            return names
+        numbers = [int(name.lstrip(_LETTERS) or 0) for name in names]
+        if len(set(numbers)) == len(numbers) and max(numbers, default=0) < len(there):
+            return [there[number] for number in numbers]
+        return list(there[: len(names)])
 
 
 class Request(NamedTuple):

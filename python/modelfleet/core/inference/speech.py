@@ -10,7 +10,7 @@ import json
 import math
 import os
 import time
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Tuple
 
 from ..errors import InferenceError
 from .computing import Meter, choose, options, weight_files
@@ -61,29 +61,33 @@ def prove(request: Request) -> Dict[str, Any]:
     )
 
 
-def _refuse_foreign(request: Request) -> None:
-    path = request.path
-    if os.path.isdir(path):
-        names = sorted(os.listdir(path))
-        if any(name.endswith(".safetensors") for name in names):
-            return
-    else:
-        names = [os.path.basename(path)]
-        path = os.path.dirname(path)
+def foreign(folder: str, names: Iterable[str]) -> Optional[Tuple[str, str]]:
+    """Return why files of these names are another program's, and the command that proves them; None: they are not."""
+    names = sorted(names)
+    if any(name.endswith(".safetensors") for name in names):
+        return None
     for name in names:
-        whole = os.path.join(path, name)
         if name.startswith("ggml-") and name.endswith(".bin"):
-            raise UnprovenError(f"{name} is whisper.cpp's", f"whisper-cli --model {whole} --file SPEECH.wav")
+            return f"{name} is whisper.cpp's", f"whisper-cli --model {folder}/{name} --file SPEECH.wav"
         if name.endswith(".pth"):
-            raise UnprovenError(
+            return (
                 f"{name} is a pickle of Coqui's own package",
-                f'tts --model_path {path} --config_path {path}/config.json --text "One, two, three." --out_path x.wav',
+                f'tts --model_path {folder} --config_path {folder}/config.json --text "One, two." --out_path x.wav',
             )
         if name.endswith("_2.pt"):
-            raise UnprovenError(
+            return (
                 f"{name} is a pickle of Suno's own package",
-                f'SUNO_OFFLOAD_CPU=True python -m bark --text "One, two, three." --output_filename x.wav ({path})',
+                f'python -m bark --text "One, two." --output_filename x.wav, with {folder} as its folder of models',
             )
+    return None
+
+
+def _refuse_foreign(request: Request) -> None:
+    whole = os.path.isdir(request.path)
+    folder = request.path if whole else os.path.dirname(request.path)
+    found = foreign(folder, os.listdir(folder) if whole else [os.path.basename(request.path)])
+    if found:
+        raise UnprovenError(*found)
 
 
 def _transcribe(request: Request, device: str, kept: Dict[str, Any]) -> Tuple[str, str, bool, Dict[str, Any]]:

@@ -5,7 +5,10 @@ what has to come out; kinds whose outcome is judged by its form alone (a finite 
 that serves every model.
 """
 
+import os
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+
+from .speech import foreign
 
 VERIFY = "./modelfleet verify -l HOST"
 
@@ -122,6 +125,17 @@ def _why_not(model: Mapping[str, Any]) -> Tuple[str, str]:
         if kind == "controlnet":
             return "a ControlNet computes only beside the diffusion model that it steers", "load both with diffusers"
         return f"nothing here proves {kind or 'a model of unknown kind'} in format {form or 'unknown'}", VERIFY
+    names = [str(file["path"]) for file in model["files"]]
+    if _PROVED_BY[kind, form] == "speech":
+        found = foreign(os.path.dirname(names[0]), map(os.path.basename, names))
+        if found:
+            return found
+    alone = not model.get("unit") and names[0].endswith(".safetensors")
+    if kind == "diffusion" and alone and not (model.get("check") or {}).get("configuration"):
+        return (
+            "it is one file of weights, without tokenizer and configuration",
+            f"add check: {{configuration: FOLDER}}, the model's repository without its weights, then {VERIFY}",
+        )
     if _check(model, kind, form) is None:
         return (
             "its catalog entry has no check",
