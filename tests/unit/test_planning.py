@@ -302,6 +302,14 @@ class TestDisk:
         assert [model.action for model in made.models] == ["keep", "refuse"] and made.disk_bytes == 0
         assert "4.9 KiB of disk are needed, 4.9 KiB are free at /srv/models; free some" in made.models[1].reason
 
+    def test_a_replaced_file_that_is_larger_than_the_pinned_one(self) -> None:
+        (file,) = files_of("small", "q4_k_m")
+        state = store(file)
+        state.found[file.path] = state.found[file.path]._replace(size=(file.size or 0) + 1, proved=False)
+        made = plan([{"model": "small"}], profile(), state)
+        assert made.models[0].action == "replace" and made.disk_bytes == 0
+        assert plan_from_dict(made.to_dict()) == made
+
     def test_models_take_space_one_after_the_other(self) -> None:
         sizes = [files_of(model, "q4_k_m")[0].size or 0 for model in ("small", "large")]
         wishes = [{"model": "small"}, {"model": "large"}]

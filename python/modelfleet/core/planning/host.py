@@ -82,7 +82,7 @@ def plan_host(
         tuple(host.models),
         (*machine.accelerators, machine.cpu),
         (*machine.warnings, *host.warnings),
-        host.disk.grown,
+        max(0, host.disk.grown),
         machine.provisional,
     )
 
