@@ -7,7 +7,9 @@ interrupted controller finds the work again when it comes back.
 
 Each step of progress goes as a line of JSON to the file that the environment
 variable MODELFLEET_PROGRESS_FILE names (the command line's live view), else as
-a line of text to Ansible's display.
+a line of text to Ansible's display: whichever stdout callback is set shows what
+it always shows, these lines between. Where the callback writes JSON, they go to
+the standard error.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ansible import constants
 from ansible.plugins.action import ActionBase
 
 from .core.units import format_bytes, format_duration
@@ -28,6 +31,8 @@ PROGRESS_FILE = "MODELFLEET_PROGRESS_FILE"
 POLL_SECONDS = 1.0
 FIRST_POLL_SECONDS = 0.2
 SHOW_SECONDS = 5.0
+SHOWN_AT_LEAST = 60
+"""Lines for a long step: what takes an hour says so once a minute, not every five seconds."""
 SILENT_SECONDS = 60.0
 """How long work may say nothing at all after its start before it counts as lost."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -137,9 +142,9 @@ class Teller:
         if stream:
             with Path(stream).open("a", encoding="utf-8") as target:
                 target.write(json.dumps(event) + "\n")
-        elif new or now - self._shown >= SHOW_SECONDS:
+        elif new or now - self._shown >= max(SHOW_SECONDS, (now - self._first[0]) / SHOWN_AT_LEAST):
             self._shown = now
-            self._display.display(_line(event))
+            self._display.display(_line(event), stderr="json" in str(constants.DEFAULT_STDOUT_CALLBACK))
 
 
 def _line(event: Result) -> str:

@@ -16,10 +16,11 @@ class Display:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
+        self.errors: list[str] = []
         self.warnings: list[str] = []
 
-    def display(self, line: str) -> None:
-        self.lines.append(line)
+    def display(self, line: str, stderr: bool = False) -> None:
+        (self.errors if stderr else self.lines).append(line)
 
     def warning(self, line: str) -> None:
         self.warnings.append(line)

@@ -201,6 +201,20 @@ class TestTeller:
             "  host1: publishing",
         ]
 
+    def test_what_takes_long_is_shown_less_often(self, display: Display, now: list[float]) -> None:
+        teller = Teller("host1", "task", display)
+        for second in range(3600):
+            teller.tell({"step": "fetching", "done": second * 1024**2, "total": 3600 * 1024**2, "unit": "bytes"})
+            now[0] += 1
+        assert 100 < len(display.lines) < 400
+
+    def test_a_callback_that_writes_json_has_the_output_for_itself(
+        self, display: Display, now: list[float], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(actions, "constants", SimpleNamespace(DEFAULT_STDOUT_CALLBACK="ansible.posix.jsonl"))
+        Teller("host1", "task", display).tell({"step": "fetching"})
+        assert display.lines == [] and display.errors == ["  host1: fetching"]
+
     def test_steps_are_counted(self, display: Display, now: list[float]) -> None:
         teller = Teller("host1", "task", display)
         teller.tell({"step": "compiling", "done": 10, "total": 200, "unit": "steps"})

@@ -177,7 +177,7 @@ class TestBuilders:
         with ExitStack() as builder:
             builder.enter_context(house.building(KEY, "host2", lambda who: None))
 
-            def finish(line: str) -> None:
+            def finish(line: str, stderr: bool) -> None:
                 assert line == "  host1: waiting for host2's build"
                 house.keep(KEY, compiled["wheel"], compiled["wheel_sha256"], "host2", runtime._connection.fetch_file)
                 builder.close()
