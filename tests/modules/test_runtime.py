@@ -14,6 +14,7 @@ import pytest
 from modelfleet.core.privilege import Account
 from modelfleet.core.store.tree import Tree, converge
 from support.grounds import needs_root
+from support.machines import amd, machine, nvidia
 from support.work import result_of
 
 Call = Callable[..., dict[str, Any]]
@@ -157,3 +158,49 @@ def test_a_store_of_roots(call: Call, ground: Path) -> None:
     assert result["msg"] == (
         "the inference runtime would be compiled and installed as root; set model_store_owner to another account"
     )
+
+
+class TestStack:
+    """What the module tells of a host whose replayed hardware has a CUDA card."""
+
+    @pytest.fixture
+    def cuda(self, call: Call) -> Call:
+        there = machine(nvidia("8.6"))
+        return lambda **changes: call(**{"hardware": there, "profiles": ["torch"], **changes})
+
+    def test_what_compiling_for_it_needs(self, call: Call) -> None:
+        there = machine(amd("gfx803"))
+        seen = call(state="inspect", hardware=there)
+        assert seen["stack"]["backend"] == "vulkan" and seen["build_key"].startswith("llama_cpp_python-0.3.36-vulkan-")
+        assert seen["missing_build_tools"] == ["glslc"] and "glslc" in seen["system_packages"] and seen["lock"] is None
+        assert call(hardware=there, package_path="/x.whl")["msg"] == (
+            "compiling llama-cpp-python needs what this host lacks: glslc (Vulkan headers, glslc, SPIR-V headers); "
+            "install it, or run with become"
+        )
+
+    def test_models_decide_the_packages(self, call: Call) -> None:
+        facts = call(state="inspect", models=["gguf chat/7b", "safetensors embeddings"], hardware=machine())
+        assert facts["ansible_facts"]["modelfleet_runtime"]["profiles"] == ["gguf", "embeddings"]
+        assert facts["lock"]["required"] and facts["lock"]["key"] == facts["packages_key"]
+        assert call(state="inspect")["ansible_facts"]["modelfleet_runtime"]["profiles"] == ["gguf"]
+
+    def test_a_build_for_the_processor_is_found(self, cuda: Call, store: Path) -> None:
+        make_environment(cuda, store)
+        packages = store.parent / "runtime/current/lib/python3.12/site-packages"
+        (packages / "torch-2.15.0+cu132.dist-info").mkdir(parents=True)
+        record = store.parent / "runtime/current/modelfleet-runtime.json"
+        state = json.loads(record.read_text())
+        record.write_text(json.dumps({**state, "distributions": ["torch-2.15.0+cu132"]}))
+        seen = cuda(state="inspect")
+        assert seen["reasons"] == [] and not seen["update_required"]
+        assert seen["ansible_facts"]["modelfleet_runtime"]["packages"] == {"torch": "2.15.0+cu132"}
+        (packages / "torch-2.15.0+cu132.dist-info").rename(packages / "torch-2.15.0+cpu.dist-info")
+        seen = cuda(state="inspect")
+        assert seen["update_required"] and seen["reasons"] == [
+            "MF-RUN-007: torch is 2.15.0+cpu, not 2.15.0+cu132: another build"
+        ]
+        assert seen["findings"][0]["cure"].startswith("run ./modelfleet runtime")
+
+    def test_a_stack_that_cannot_be_is_one_line(self, cuda: Call) -> None:
+        said = cuda(state="inspect", versions={"torch": "latest"})["msg"]
+        assert said == "'latest' is no version of torch; write one such as '2.13.0', in quotes"
