@@ -366,3 +366,18 @@ def test_the_size_of_pip_is_its_size(pip_wheel: Path) -> None:
 )
 def test_the_cause_of_a_failure_is_told_not_its_consequences(said: str, cause: str) -> None:
     assert workshop._cause(said.splitlines()).startswith(cause)
+
+
+@pytest.mark.parametrize("said", ["release 12.8, V12.8.1", "release 12.0", "release 12.99"])
+def test_a_toolkit_that_serves(said: str) -> None:
+    build_module.check_toolkit(f"Cuda compilation tools, {said}\n", "CUDA toolkit >=12.0,<13")
+
+
+@pytest.mark.parametrize(
+    ("said", "version"), [("release 13.0, V13.0.88", "13.0"), ("release 11.8", "11.8"), ("", "a v")]
+)
+def test_a_toolkit_that_does_not(said: str, version: str) -> None:
+    with pytest.raises(RuntimeBuildError) as caught:
+        build_module.check_toolkit(said, "CUDA toolkit >=12.0,<13")
+    assert caught.value.message.startswith(f"nvcc is of CUDA {version}")
+    assert caught.value.message.endswith("this host's cards and driver take CUDA toolkit >=12.0,<13")

@@ -250,6 +250,8 @@ class Builder:
         wanted, build = self._wanted, self._wanted.build
         assert build is not None
         environment = self._make_environment(python, os.path.join(self._workshop, "environment"))
+        if wanted.backend == "cuda":
+            check_toolkit(self._shop.run(["nvcc", "--version"])[1], wanted.toolkit)
         self._progress.update("installing the tools of the build")
         self._shop.pip(environment, pip, ["install", "--only-binary", ":all:"], wanted.build_requirements)
         out = os.path.join(self._workshop, "out")
@@ -359,6 +361,20 @@ class Builder:
         for path in others:
             if path not in kept:
                 self._remove(path)
+
+
+def check_toolkit(said: str, wanted: str) -> None:
+    """Raise RuntimeBuildError unless what nvcc says of itself is within ``wanted``, such as ``>=12.0,<13``.
+
+    A build by another major version needs libraries that torch does not bring, and a newer driver.
+    """
+    found = re.search(r"release (\d+)\.(\d+)", said)
+    least, below = (tuple(map(int, text.split("."))) for text in re.findall(r"[\d.]+", wanted))
+    if found is None or not least <= (int(found.group(1)), int(found.group(2))) < below:
+        version = ".".join(found.groups()) if found else "a version that it does not tell"
+        raise RuntimeBuildError(
+            f"nvcc is of CUDA {version}; this host's cards and driver take {wanted}", "install that"
+        )
 
 
 def earlier_environments(runtime: str) -> List[str]:
