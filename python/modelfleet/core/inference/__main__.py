@@ -11,7 +11,6 @@ model, which the system takes back when it needs it, and making one takes rights
 macOS knows the limit, and does not hold mappings to it.
 """
 
-import importlib
 import json
 import os
 import platform
@@ -19,11 +18,23 @@ import resource
 import shutil
 import sys
 import tempfile
-from typing import Any, Dict
+from typing import Any, Callable, Dict
 
 from ... import __version__
 from ..errors import ModelfleetError
-from .request import KINDS, Request, UnprovenError, read_request
+from . import diffusion, embeddings, installation, llama, onnx, speech, transformers
+from .request import Request, UnprovenError, read_request
+
+# Each of these modules imports its library when it is called.
+_PROVERS: Dict[str, Callable[[Request], Dict[str, Any]]] = {
+    "gguf": llama.prove,
+    "embedding": embeddings.prove,
+    "transformers": transformers.prove,
+    "diffusion": diffusion.prove,
+    "onnx": onnx.prove,
+    "speech": speech.prove,
+    "installation": installation.prove,
+}
 
 _OFFLINE = {
     "HF_HUB_OFFLINE": "1",
@@ -58,8 +69,7 @@ def _run(text: str) -> Dict[str, Any]:
     try:
         request = read_request(json.loads(text))
         _limit(request)
-        module = importlib.import_module(f".{KINDS[request.kind]}", __package__)
-        result: Dict[str, Any] = module.prove(request)
+        result = _PROVERS[request.kind](request)
     except UnprovenError as error:
         return {"error": str(error), "unproven": True, "command": error.command}
     except ModelfleetError as error:

@@ -5,7 +5,6 @@ Through sentence-transformers where it is installed, else through transformers w
 Check: ``similar`` (two sentences), ``dissimilar`` (one), ``dimension`` (how many numbers a vector has; optional).
 """
 
-import importlib
 import json
 import math
 import os
@@ -34,9 +33,15 @@ def prove(request: Request) -> Dict[str, Any]:
     _refuse_code(request)
     device = choose(request)
     used = versions("sentence-transformers", "transformers", "torch")
-    load = _sentence_transformers if "sentence-transformers" in used else _transformers
-    # Before the meter: what the library itself takes is not the model's memory.
-    importlib.import_module(load.__name__[1:])
+    # Imported before the meter: what the library itself takes is not the model's memory.
+    if "sentence-transformers" in used:
+        import sentence_transformers  # noqa: F401
+
+        load = _sentence_transformers
+    else:
+        import transformers  # noqa: F401
+
+        load = _transformers
     meter = Meter(request, device, "embedding", files, f"modelfleet verify on a host with more memory: {request.path}")
     started = time.monotonic()
     embed, count = load(request, device.torch, options(files))

@@ -4,7 +4,6 @@
 a process of its own, since one that was built for another processor does not raise, it ends the process.
 """
 
-import importlib
 import importlib.metadata
 import importlib.util
 import json
@@ -17,18 +16,6 @@ from . import ggml
 from .request import Request
 
 Description = Dict[str, Any]
-# Of these the version, and that they can be imported, is all there is to know: (imported as, installed as).
-_PLAIN = (
-    ("transformers", "transformers"),
-    ("accelerate", "accelerate"),
-    ("diffusers", "diffusers"),
-    ("sentence_transformers", "sentence-transformers"),
-    ("bitsandbytes", "bitsandbytes"),
-    ("torchvision", "torchvision"),
-    ("torchaudio", "torchaudio"),
-    ("safetensors", "safetensors"),
-    ("tokenizers", "tokenizers"),
-)
 
 
 def prove(request: Request) -> Dict[str, Any]:
@@ -37,9 +24,16 @@ def prove(request: Request) -> Dict[str, Any]:
         ("torch", "torch", _torch),
         ("llama_cpp", "llama-cpp-python", _llama),
         ("onnxruntime", "onnxruntime", _onnxruntime),
+        ("transformers", "transformers", _transformers),
+        ("accelerate", "accelerate", _accelerate),
+        ("diffusers", "diffusers", _diffusers),
+        ("sentence_transformers", "sentence-transformers", _sentence_transformers),
+        ("bitsandbytes", "bitsandbytes", _bitsandbytes),
+        ("torchvision", "torchvision", _torchvision),
+        ("torchaudio", "torchaudio", _torchaudio),
+        ("safetensors", "safetensors", _safetensors),
+        ("tokenizers", "tokenizers", _tokenizers),
     ]
-    for module, distribution in _PLAIN:
-        described.append((module, distribution, lambda module=module: _plain(module)))  # type: ignore[misc]
     started = [(module, _installed(module, distribution), describe) for module, distribution, describe in described]
     running = [(module, _start(describe) if there else None) for module, there, describe in started]
     found = {module: None if reading is None else _finish(*reading) for module, reading in running}
@@ -102,8 +96,59 @@ def _onnxruntime() -> Description:
     return {"version": onnxruntime.__version__, "providers": onnxruntime.get_available_providers()}
 
 
-def _plain(module: str) -> Description:
-    return {"version": str(importlib.import_module(module).__version__)}
+# Of the others the version, and that they can be imported, is all there is to know.
+def _transformers() -> Description:
+    import transformers
+
+    return {"version": str(transformers.__version__)}
+
+
+def _accelerate() -> Description:
+    import accelerate
+
+    return {"version": str(accelerate.__version__)}
+
+
+def _diffusers() -> Description:
+    import diffusers
+
+    return {"version": str(diffusers.__version__)}
+
+
+def _sentence_transformers() -> Description:
+    import sentence_transformers
+
+    return {"version": str(sentence_transformers.__version__)}
+
+
+def _bitsandbytes() -> Description:
+    import bitsandbytes
+
+    return {"version": str(bitsandbytes.__version__)}
+
+
+def _torchvision() -> Description:
+    import torchvision
+
+    return {"version": str(torchvision.__version__)}
+
+
+def _torchaudio() -> Description:
+    import torchaudio
+
+    return {"version": str(torchaudio.__version__)}
+
+
+def _safetensors() -> Description:
+    import safetensors
+
+    return {"version": str(safetensors.__version__)}
+
+
+def _tokenizers() -> Description:
+    import tokenizers
+
+    return {"version": str(tokenizers.__version__)}
 
 
 def _installed(module: str, distribution: str) -> bool:

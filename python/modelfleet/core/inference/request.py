@@ -19,16 +19,7 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tup
 
 from ..errors import ConfigurationError, InferenceError
 
-# The module that proves each kind.
-KINDS: Dict[str, str] = {
-    "gguf": "llama",
-    "embedding": "embeddings",
-    "transformers": "transformers",
-    "diffusion": "diffusion",
-    "onnx": "onnx",
-    "speech": "speech",
-    "installation": "installation",
-}
+KINDS = ("gguf", "embedding", "transformers", "diffusion", "onnx", "speech", "installation")
 CPU = "CPU"
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
