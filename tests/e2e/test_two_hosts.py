@@ -71,7 +71,7 @@ class Fleet:
         environment = {
             "ANSIBLE_CONFIG": str(self.checkout / "ansible.cfg"),
             "ANSIBLE_STRATEGY": strategy,
-            "ANSIBLE_ROLES_PATH": str(self.root / "roles"),
+            "ANSIBLE_ROLES_PATH": f"{self.root / 'roles'}:{self.checkout / 'roles'}",
             "PATH": f"{self.root / 'bin'}:{os.environ['PATH']}",
             "PIP_CONFIG_FILE": os.devnull,
             "PIP_INDEX_URL": "",
