@@ -150,7 +150,7 @@ class TestToken:
             assert str(caught.value) == (
                 f"file.gguf from {REPOSITORY} at 127.0.0.1: the server answers 401: {REPOSITORY} is gated or "
                 "private, and it was given no token, which goes to the first endpoint alone and only over https; "
-                "accept its terms on the Hub, and give a token that may read it (HF_TOKEN or models_hub_token_file)"
+                "accept its terms on the Hub, and give a token that may read it (models_hub_token, or HF_TOKEN)"
             )
             assert tokens_seen(server) == [("Acme-Labs", None)]
 

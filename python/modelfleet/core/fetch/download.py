@@ -266,7 +266,7 @@ class Download:
         )
         return FetchError(
             f"the server answers {answer.status}: {upstream.repository} is gated or private, and {shown}",
-            "accept its terms on the Hub, and give a token that may read it (HF_TOKEN or models_hub_token_file)",
+            "accept its terms on the Hub, and give a token that may read it (models_hub_token, or HF_TOKEN)",
         )
 
     def _judge_promise(self, answer: Answer, upstream: Upstream) -> None:
