@@ -199,7 +199,7 @@ class TestStack:
         assert seen["update_required"] and seen["reasons"] == [
             "MF-RUN-007: torch is 2.15.0+cpu, not 2.15.0+cu132: another build"
         ]
-        assert seen["findings"][0]["cure"].startswith("run ./modelfleet runtime")
+        assert seen["findings"][0]["cure"].startswith("run ./modelfleet apply")
 
     def test_a_stack_that_cannot_be_is_one_line(self, cuda: Call) -> None:
         said = cuda(state="inspect", versions={"torch": "latest"})["msg"]

@@ -16,7 +16,7 @@ CHECK = {
     "status": "fail",
     "measured": "cpu" + EVIL,
     "required": "cuda",
-    "cure": "run ./modelfleet runtime",
+    "cure": "run ./modelfleet apply",
 }
 SAID = {
     "python": "3.12.3",
@@ -38,7 +38,7 @@ def text_of(lines: Any) -> str:
 def test_an_installation_is_a_table_of_checks_and_of_what_it_says_of_itself() -> None:
     text = text_of(installation_lines("gpu1", {"passed": False, "checks": [CHECK], "said": SAID}))
     assert "FAILED" in text and "gpu1: the installation" in text
-    for said in ("MF-RUN-021", "run ./modelfleet runtime", "580.82", "2.15.0+cu130, CUDA 13.0, devices: NVIDIA H100"):
+    for said in ("MF-RUN-021", "run ./modelfleet apply", "580.82", "2.15.0+cu130, CUDA 13.0, devices: NVIDIA H100"):
         assert said in text, said
     assert "0.3.36, built for cpu, usable: Xeon" in text and "1.31.1, CPUExecutionProvider" in text
     assert "transformers" not in text

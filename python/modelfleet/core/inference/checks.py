@@ -34,8 +34,8 @@ TITLES: Dict[str, str] = {
     "MF-RUN-054": "it takes no more memory than predicted",
     "MF-RUN-055": "it generates as fast as the memory allows",
 }
-BUILD_ANEW = "run ./modelfleet runtime: the stack for this host is built beside this one, then switched to"
-PROFILE = "run ./modelfleet plan and ./modelfleet runtime: they choose what the host's models need"
+BUILD_ANEW = "run ./modelfleet apply: the stack for this host is built beside this one, then switched to"
+PROFILE = "run ./modelfleet apply: it chooses what the host's models need"
 DRIVER = "run ./modelfleet probe: its checks MF-GPU and MF-DRV say what the driver lacks"
 
 # Of which profile a package is needed.

@@ -2,7 +2,7 @@
 
 from typing import Dict, NamedTuple, Tuple
 
-_REPAIR = "run ./modelfleet runtime: it is built anew beside this one, then switched to"
+_REPAIR = "run ./modelfleet apply: it is built anew beside this one, then switched to"
 
 
 class Check(NamedTuple):
@@ -34,9 +34,9 @@ NO_ENVIRONMENT, NO_RECORD, ANOTHER, PYTHON_GONE = "MF-RUN-001", "MF-RUN-002", "M
 MISSING, BY_HAND, OTHER_BUILD, LIBRARY = "MF-RUN-005", "MF-RUN-006", "MF-RUN-007", "MF-RUN-008"
 
 _TABLE: Tuple[Check, ...] = (
-    Check(NO_ENVIRONMENT, "there is a managed environment", "run ./modelfleet runtime"),
+    Check(NO_ENVIRONMENT, "there is a managed environment", "run ./modelfleet apply"),
     Check(NO_RECORD, "the environment has its record", _REPAIR),
-    Check(ANOTHER, "the environment is the one that is wanted", "run ./modelfleet runtime: it is built beside"),
+    Check(ANOTHER, "the environment is the one that is wanted", "run ./modelfleet apply: it is built beside"),
     Check(PYTHON_GONE, "the environment's Python is the one it was made with", _REPAIR),
     Check(MISSING, "every installed package is still there", _REPAIR),
     Check(BY_HAND, "no package was installed or changed by hand", _REPAIR),

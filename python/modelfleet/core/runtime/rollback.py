@@ -21,7 +21,7 @@ def go_back(runtime: str, owner: Account, check_mode: bool) -> Dict[str, Any]:
     """
     current = os.path.join(runtime, "current")
     if not os.path.isdir(current):
-        raise RuntimeBuildError(f"there is no environment in {runtime} to go back from", "run ./modelfleet runtime")
+        raise RuntimeBuildError(f"there is no environment in {runtime} to go back from", "run ./modelfleet apply")
     if check_mode:
         return _change(runtime, _target(runtime))
     with acting_as(owner), hold(os.path.join(runtime, "lock"), lambda: None):
