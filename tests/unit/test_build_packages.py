@@ -207,7 +207,7 @@ class TestDrift:
         (finding,) = inspect(wanted(host, **NEWER)).findings
         said = "is missing" if content is None else f"has {len(content)} bytes, not {len(before)}"
         assert finding.text == f"MF-RUN-008: the library lib/python{PYTHON}/site-packages/{LIBRARY} {said}"
-        assert finding.to_dict()["cure"].startswith("run ./modelfleet runtime")
+        assert finding.to_dict()["cure"].startswith("run ./modelfleet apply")
         path.write_bytes(before)
 
 
