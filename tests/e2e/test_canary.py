@@ -11,6 +11,7 @@ import base64
 import contextlib
 import json
 import os
+import secrets
 import shutil
 import ssl
 import stat
@@ -34,8 +35,9 @@ from support.models import gguf
 
 __all__ = ["ground", "owner"]
 
-# Each form is another text: quoting changes it, and so does base64, by where it begins.
-TOKEN = "hf_Canary+0/Kx7%Lm?Zq9=Rw"
+# Each form is another text: quoting changes it, and so does base64, by where it begins. Each process of the tests has
+# one of its own: what they look through belongs to all of them.
+TOKEN = f"hf_Canary+0/Kx7%Lm?{secrets.token_hex(8)}Zq9=Rw"
 CONTENT = gguf(b"gated" * 100)
 FILE = "chat/7b/mine.q8_0.gguf"
 HOSTS = ("first", "second")
@@ -96,6 +98,15 @@ class Watch:
         for path in MEMORY.glob("modelfleet*"):
             self._judge(path)
         self.rounds += 1
+
+    def handed(self) -> list[Path]:
+        """Return the files of memory that have the token now."""
+        found = []
+        for path in MEMORY.glob("modelfleet-token-*"):
+            with contextlib.suppress(OSError):
+                if shows(path.read_bytes()):
+                    found.append(path)
+        return found
 
     def _judge(self, path: Path) -> None:
         # Processes end and files go while they are looked at.
@@ -240,7 +251,7 @@ def nowhere(done: subprocess.CompletedProcess[bytes], watch: Watch) -> str:
     assert watch.rounds > 3
     assert watch.hits == set()
     assert not shows(done.stdout) and not shows(done.stderr)
-    assert list(MEMORY.glob("modelfleet-token-*")) == [], "it is gone when the run ends"
+    assert watch.handed() == [], "it is gone when the run ends"
     return (done.stdout + done.stderr).decode(errors="replace")
 
 
@@ -254,7 +265,8 @@ def test_the_search_finds_each_form(tmp_path: Path) -> None:
     assert not shows(b"hf_Canary") and not shows(base64.b64encode(b"hf_Canary"))
     for number, text in enumerate(texts):
         (tmp_path / f"{number}").write_bytes(text)
-    (MEMORY / "modelfleet-other").write_bytes(plain)
+    other = MEMORY / f"modelfleet-other-{os.getpid()}"
+    other.write_bytes(plain)
     with subprocess.Popen(["sleep", "60"], env={**os.environ, "X": TOKEN}) as first, subprocess.Popen(
         [sys.executable, "-c", "import time; time.sleep(60)", TOKEN]
     ) as second:
@@ -264,8 +276,8 @@ def test_the_search_finds_each_form(tmp_path: Path) -> None:
         finally:
             first.kill()
             second.kill()
-            (MEMORY / "modelfleet-other").unlink()
-    expected = {str(tmp_path / f"{number}") for number in range(len(texts))} | {"/dev/shm/modelfleet-other"}
+            other.unlink()
+    expected = {*(str(tmp_path / f"{number}") for number in range(len(texts))), str(other)}
     assert watch.hits == {*expected, f"/proc/{first.pid}/environ", f"/proc/{second.pid}/cmdline"}
 
 

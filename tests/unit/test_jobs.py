@@ -266,7 +266,7 @@ def test_the_starter_keeps_no_descriptor() -> None:
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
         start("same", lambda _: {})
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def test_everything_is_private_whatever_the_umask(tmp_path: Path) -> None:

@@ -145,4 +145,4 @@ def test_no_descriptor_is_left_open(ground: Path, tree: Tree, owner: Account) ->
         for path in (str(ground / "loop"), "/dev/null/x"):
             with pytest.raises(UnsafePathError):
                 converge(tree._replace(path=path))
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
