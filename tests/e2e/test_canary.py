@@ -18,6 +18,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 import urllib.parse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -272,6 +273,11 @@ def test_the_search_finds_each_form(tmp_path: Path) -> None:
     ) as second:
         watch = Watch(tmp_path)
         try:
+            # The kernel lets the parent go on before it has written down what the new program was started with.
+            while not all(
+                Path(f"/proc/{process.pid}/{name}").read_bytes() for process in (first, second) for name in watch.names
+            ):
+                time.sleep(0.01)
             watch.look()
         finally:
             first.kill()
