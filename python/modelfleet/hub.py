@@ -1,8 +1,8 @@
 """What a Hub says of a file: its commit, size and SHA-256, through huggingface_hub; nothing of it is believed blindly.
 
 HF_ENDPOINT and HF_TOKEN (or what ``hf auth login`` has stored) are honoured. The
-token goes to the endpoint only, and not over plain HTTP to another machine; no
-message ever holds it.
+token goes to the endpoint's own origin only, whatever an answer leads to, and
+never over plain HTTP; no message ever holds it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .core.errors import ConfigurationError, FetchError, IntegrityError
-from .core.fetch.settings import DEFAULT_ENDPOINT
+from .core.fetch.settings import DEFAULT_ENDPOINT, Credential
 from .core.fetch.sources import HubSource
 from .core.formats.source import shown
 from .core.reading import nearest
@@ -64,14 +64,15 @@ class Hub:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigurationError(f"HF_ENDPOINT is {shown(self.endpoint)}", "write https://HOST")
         self.shown_endpoint = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-        self.token = environment.get("HF_TOKEN") or huggingface_hub.get_token()
-        if self.token and parts.scheme == "http" and parts.hostname not in ("127.0.0.1", "::1", "localhost"):
+        credential = Credential.bind(environment.get("HF_TOKEN") or huggingface_hub.get_token() or "", self.endpoint)
+        token = credential.for_url(self.endpoint) if credential else None
+        if credential and not token:
             warn(f"{self.shown_endpoint} is asked without the token: it would travel in the clear")
-            self.token = None
+        self.token = token.reveal() if token else None
         self._warn = warn
         self._commits: dict[tuple[str, str], str] = {}
         self._trees: dict[tuple[str, str], dict[str, Any]] = {}
-        huggingface_hub.set_client_factory(_client)
+        huggingface_hub.set_client_factory(lambda: _client(credential))
         # Its own words about retries are not ours.
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
         disable_progress_bars()
@@ -202,10 +203,15 @@ class Hub:
             raise self._lie(f"an answer that cannot be read ({type(error).__name__}) for {repository}") from None
 
 
-def _client() -> Any:
-    """Return the HTTP client: no wait without end, no answer without bound."""
+def _client(credential: Credential | None) -> Any:
+    """Return the HTTP client: no wait without end, no answer without bound, no token for another origin."""
     import httpx2
     from huggingface_hub.utils._http import hf_request_event_hook
+
+    def bind(request: Any) -> None:
+        # Redirects and the next page of a list lead wherever the server says.
+        if credential is None or not credential.for_url(str(request.url)):
+            request.headers.pop("Authorization", None)
 
     def bound(response: Any) -> None:
         response.stream = _Bounded(response.stream)
@@ -229,7 +235,7 @@ def _client() -> Any:
             self._stream.close()
 
     return httpx2.Client(
-        event_hooks={"request": [hf_request_event_hook], "response": [bound]},
+        event_hooks={"request": [hf_request_event_hook, bind], "response": [bound]},
         follow_redirects=True,
         timeout=TIMEOUT_SECONDS,
     )

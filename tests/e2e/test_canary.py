@@ -13,7 +13,6 @@ import json
 import os
 import secrets
 import shutil
-import ssl
 import stat
 import subprocess
 import sys
@@ -31,7 +30,7 @@ from modelfleet.core.privilege import Account
 from modelfleet.models_action import _HANDED
 from support.fault_server import make_certificate
 from support.grounds import ground, owner
-from support.hub import Handler, HubServer, sha256_of
+from support.hub import Handler, HubServer, serve, sha256_of
 from support.models import gguf
 
 __all__ = ["ground", "owner"]
@@ -223,23 +222,12 @@ def desk(checkout: Path, ground: Path, owner: Account) -> Desk:
 @pytest.fixture
 def hub(desk: Desk) -> Iterator[HubServer]:
     """Run the Hub; it takes its time, so that there is something to look at."""
-    with HubServer() as server:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(desk.certificate)
-        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
-        server.endpoint = server.endpoint.replace("http:", "https:")
-        server.cdn = server.cdn.replace("http:", "https:")
+    with serve(desk.certificate) as server:
         server.tokens.add(TOKEN)
         server.add("owner/mine", {"mine.gguf": CONTENT}, gated=True)
         server.lie = _slowly
         desk.serve(server)
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+        yield server
 
 
 def _slowly(handler: Handler) -> bool:

@@ -18,13 +18,17 @@ import hashlib
 import http.server
 import json
 import re
+import ssl
 import threading
 import urllib.parse
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 WEIGHTS = (".gguf", ".safetensors", ".bin", ".onnx", ".pt", ".pth", ".ckpt")
 SIGNATURE = "signature=of-the-cdn"
@@ -376,10 +380,24 @@ class HubServer(http.server.ThreadingHTTPServer):
         """Say nothing where a client gave up."""
 
 
+def trust(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process's clients believe a certificate."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    # What urllib has read before it keeps for good.
+    monkeypatch.setattr(urllib.request, "_opener", None)
+
+
 @contextmanager
-def serve() -> Iterator[HubServer]:
-    """Run a hub."""
+def serve(certificate: Path | None = None) -> Iterator[HubServer]:
+    """Run a hub; over https where ``certificate``, for 127.0.0.1 and localhost, is given with its key."""
     with HubServer() as server:
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            # The handshake in the thread of each request: a client that stalls in it holds nobody up.
+            server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+            server.endpoint = server.endpoint.replace("http:", "https:")
+            server.cdn = server.cdn.replace("http:", "https:")
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:

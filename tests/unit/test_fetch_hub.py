@@ -7,8 +7,6 @@ import hashlib
 import logging
 import os
 import random
-import ssl
-import threading
 import traceback
 import urllib.parse
 from collections.abc import Iterator
@@ -48,22 +46,10 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def model_hub(certificate: Path | None = None, **about: Any) -> Iterator[hub.HubServer]:
     """Run a Hub with one repository; its bytes come from another origin, as they do from the real one."""
-    with hub.HubServer() as server:
-        if certificate is not None:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(certificate)
-            server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
-            server.endpoint = server.endpoint.replace("http:", "https:")
-            server.cdn = server.cdn.replace("http:", "https:")
+    with hub.serve(certificate) as server:
         server.tokens.add(TOKEN)
         server.add(REPOSITORY, {NAME: CONTENT, "folder/config.json": b"{}"}, **about)
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+        yield server
 
 
 def settings(tmp_path: Path, *endpoints: str, **more: Any) -> FetchSettings:

@@ -7,6 +7,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -15,6 +16,8 @@ from modelfleet.cli import main
 from modelfleet.core.errors import ConfigurationError, FetchError, FormatError
 from modelfleet.core.fetch.remote import open_url
 from modelfleet.core.formats.judge import describe_source
+from support import hub
+from support.fault_server import make_certificate
 
 
 class Server(ThreadingHTTPServer):
@@ -114,16 +117,42 @@ def test_the_third_range_is_the_last(server: Server) -> None:
         describe_source(open_url(f"{server.url}/m.gguf"))
 
 
-def test_a_file_on_the_hub_is_found_and_the_token_stays_there(server: Server) -> None:
+def test_a_file_on_the_hub_is_found(server: Server) -> None:
+    """The token stays here: this Hub does not speak https, and being on the same machine is no reason."""
     server.files["/m.gguf"] = gguf_seed()
     environment = {"HF_ENDPOINT": server.url + "/hub/", "HF_TOKEN": "hf_secret"}
     describe_source(open_url("hf://owner/name@v1.0/folder/m.gguf", environment))
     assert [(path, token) for path, _, token in server.asked] == [
-        ("/hub/owner/name/resolve/v1.0/folder/m.gguf", "Bearer hf_secret"),
+        ("/hub/owner/name/resolve/v1.0/folder/m.gguf", None),
         ("/m.gguf", None),
     ]
     describe_source(open_url("hf://owner/name/m.gguf", {"HF_ENDPOINT": server.url + "/hub"}))
     assert server.asked[2][0] == "/hub/owner/name/resolve/main/m.gguf"
+
+
+def test_the_token_stays_with_its_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    certificate = make_certificate(tmp_path, "DNS:localhost", "IP:127.0.0.1")
+    hub.trust(certificate, monkeypatch)
+    with hub.serve(certificate) as first, hub.serve(certificate) as second:
+        for one in (first, second):
+            one.tokens.add("hf_secret")
+            one.add("owner/name", {"m.gguf": gguf_seed()}, gated=True)
+        environment = {"HF_ENDPOINT": first.endpoint, "HF_TOKEN": "hf_secret"}
+        assert describe_source(open_url("hf://owner/name/m.gguf", environment)).tensors
+        assert [headers.get("Authorization") for _, _, headers in first.requests] == ["Bearer hf_secret", None]
+        # A plain address is no file of the Hub, wherever it leads.
+        with pytest.raises(FetchError, match="answers 401"):
+            open_url(f"{first.endpoint}/owner/name/resolve/main/m.gguf", environment)
+        first.lie = lambda handler: handler.send_text(b"", {"Location": second.endpoint + handler.path}, 307) or True
+        with pytest.raises(FetchError, match="answers 401"):
+            open_url("hf://owner/name/m.gguf", environment)
+        assert [headers.get("Authorization") for _, _, headers in second.requests] == [None]
+
+
+def test_a_token_that_is_none_is_not_sent_and_not_shown(server: Server) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        open_url("hf://owner/name/m.gguf", {"HF_ENDPOINT": server.url, "HF_TOKEN": "hf_one\r\nX-Other: 1"})
+    assert "hf_one" not in str(caught.value) and server.asked == []
 
 
 def test_a_server_without_ranges_gives_the_beginning(server: Server) -> None:

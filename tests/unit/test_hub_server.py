@@ -33,6 +33,10 @@ def hub() -> Iterator[HubServer]:
 @pytest.fixture
 def api(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")
+    from huggingface_hub.utils._http import default_client_factory
+
+    # Its own, which gives a token to plain HTTP: ours does not, and other tests of this process may have set it.
+    huggingface_hub.set_client_factory(default_client_factory)
     return huggingface_hub.HfApi(endpoint=hub.endpoint, token=False)
 
 

@@ -25,7 +25,8 @@ from modelfleet.core.fetch.sources import HubSource, parse_source
 from modelfleet.core.memory.shape import shape_from_dict
 from modelfleet.hub import Hub
 from modelfleet.lockfile import read_lock, render, write_lock
-from support.hub import Handler, HubServer, serve
+from support.fault_server import make_certificate
+from support.hub import Handler, HubServer, serve, trust
 from support.index import make_wheel
 
 pytest.importorskip("huggingface_hub", reason="the controller's packages are not installed")
@@ -115,6 +116,27 @@ def entry(name: str, category: str, files: dict[str, Any], quantization: str = "
 TINY = entry("tiny", "chat/7b", {"tiny.q8_0.gguf": "hf://owner/tiny/tiny-Q8_0.gguf"})
 BIG = entry("big", "chat/13b", {f"big.q8_0/{name[6:]}": f"hf://owner/big/{name}" for name in PARTS})
 ENCODER = entry("encoder", "embeddings", {f"encoder/{name}": f"hf://owner/encoder/{name}" for name in FOLDER}, "fp32")
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_certificate(tmp_path_factory.mktemp("tls"), "DNS:localhost", "IP:127.0.0.1")
+
+
+@pytest.fixture
+def secured(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """Run a hub over https, which may see a token, and have it asked."""
+    with serve(certificate) as server:
+        server.add("owner/tiny", FILES)
+        trust(certificate, monkeypatch)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        server.tokens.add(TOKEN)
+        yield server
+
+
+def shown_tokens(hub: HubServer) -> set[tuple[str, str | None]]:
+    """Return the first part of each path that was asked for, and what authorised the request."""
+    return {(path.split("/")[1], headers.get("Authorization")) for _, path, headers in hub.requests}
 
 
 @pytest.fixture
@@ -345,32 +367,57 @@ class TestCheck:
 
 class TestAccess:
     def test_a_gated_repository(
-        self, lock: Lock, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, lock: Lock, secured: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        hub.repositories["owner/tiny"].gated = True
+        monkeypatch.setenv("HF_ENDPOINT", secured.endpoint)
+        secured.repositories["owner/tiny"].gated = True
+        monkeypatch.delenv("HF_TOKEN")
         assert "owner/tiny is gated; accept its conditions on the Hub, then set HF_TOKEN" in failed(lock("tiny"))
         monkeypatch.setenv("HF_TOKEN", TOKEN)
+        secured.tokens.clear()
         assert "owner/tiny is gated; the token has no access" in failed(lock("tiny"))
-        hub.tokens.add(TOKEN)
-        hub.requests.clear()
+        secured.tokens.add(TOKEN)
+        secured.requests.clear()
         result = lock("tiny")
         assert result.exit_code == 0 and TOKEN not in result.output
         assert TOKEN not in (tmp_path / "lock.json").read_text()
-        with_token = {path.split("/")[1] for _, path, headers in hub.requests if "Authorization" in headers}
-        assert "cdn" not in with_token and with_token
+        assert shown_tokens(secured) == {("api", f"Bearer {TOKEN}"), ("owner", f"Bearer {TOKEN}"), ("cdn", None)}
 
-    def test_a_private_repository(self, lock: Lock, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-        hub.repositories["owner/tiny"].private = True
-        assert "has no repository owner/tiny, or it is private; correct the source" in failed(lock("tiny"))
-        hub.tokens.add(TOKEN)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
+    def test_a_private_repository(self, lock: Lock, secured: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HF_ENDPOINT", secured.endpoint)
+        secured.repositories["owner/tiny"].private = True
         assert lock("tiny").exit_code == 0
+        monkeypatch.delenv("HF_TOKEN")
+        assert "has no repository owner/tiny, or it is private; correct the source" in failed(lock("tiny"))
 
-    def test_a_token_does_not_travel_in_the_clear(self, lock: Lock, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("HF_ENDPOINT", "http://hub.invalid")
+    def test_no_token_travels_in_the_clear(self, lock: Lock, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Not to this machine either, and neither does what is read of a file's header."""
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         result = lock("tiny")
-        assert "http://hub.invalid is asked without the token" in result.stderr and TOKEN not in result.output
+        assert result.exit_code == 0 and TOKEN not in result.output
+        assert f"{hub.endpoint} is asked without the token: it would travel in the clear" in result.stderr
+        assert shown_tokens(hub) == {("api", None), ("owner", None), ("cdn", None)}
+
+    def test_no_answer_leads_a_token_to_another_origin(
+        self, lock: Lock, hub: HubServer, secured: HubServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Neither a list's next page, which the client asks for with all it has, nor a redirect, nor the same host."""
+        monkeypatch.setenv("HF_ENDPOINT", secured.endpoint)
+
+        def elsewhere(handler: Handler) -> bool:
+            if "/tree/" in handler.path:
+                link = {"Link": f'<{hub.endpoint}{handler.path}>; rel="next"', "Content-Type": "application/json"}
+                handler.send_text(b"[]", link)
+            elif "/resolve/" in handler.path:
+                handler.send_text(b"", {"Location": hub.endpoint.replace("127.0.0.1", "localhost") + handler.path}, 307)
+            else:
+                return False
+            return True
+
+        secured.lie = elsewhere
+        lock("tiny")
+        assert {token for _, token in shown_tokens(secured)} == {f"Bearer {TOKEN}"}
+        assert ("api", None) in shown_tokens(hub) and {token for _, token in shown_tokens(hub)} == {None}
 
     def test_a_renamed_repository_is_locked_and_told(self, lock: Lock, hub: HubServer) -> None:
         hub.renamed["old/tiny"] = "owner/tiny"

@@ -41,6 +41,11 @@ class Credential(NamedTuple):
     token: Secret
     origin: Origin
 
+    @classmethod
+    def bind(cls, token: str, endpoint: str) -> "Optional[Credential]":
+        """Return ``token`` bound to an endpoint's origin, None where there is none. Raises ConfigurationError."""
+        return cls(_token(token), origin_of(endpoint)) if token.strip() else None
+
     def for_url(self, url: str) -> Optional[Secret]:
         """Return the token where ``url`` is of its origin and encrypted, else None."""
         return self.token if self.origin[0] == "https" and origin_of(url) == self.origin else None
@@ -113,7 +118,7 @@ class FetchSettings:
             package_index=index,
             ca_bundle=ca_bundle or next(filter(None, certificates), None),
             hub_endpoints=tuple(dict.fromkeys(endpoints)),
-            credential=Credential(_token(secret), origin_of(endpoints[0])) if secret.strip() else None,
+            credential=Credential.bind(secret, endpoints[0]),
             offline=environment.get("HF_HUB_OFFLINE", "").upper() in _TRUE,
             hub_cache=_hub_cache(environment),
             rate_limit=rate_limit,
