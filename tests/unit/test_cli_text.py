@@ -88,8 +88,38 @@ def test_plain_lines_name_each_task_once_and_keep_progress_apart_by_five_seconds
     assert progress[0] == ("h: fetching chat/7b/a\\x1b[31m[b]x[b].gguf: 0 B of 4.0 MiB, 512.0 KiB/s, 6s left")
 
 
+def test_plain_lines_never_repeat_themselves() -> None:
+    """Each host has its own; what has not changed is said again when it has, and at once."""
+    stream, now = io.StringIO(), [0.0]
+    view = PlainView(verbose=False, stream=stream, clock=lambda: now[0])
+    for second in range(60):
+        now[0] = second
+        for host in ("h", "i"):
+            elapsed = 365.0 if second < 33 else 398.0
+            view.handle(Progress(host, "t", "verifying", None, None, None, None, None, None, elapsed))
+    said = ["verifying: for 6m05s", "verifying: for 6m38s"]
+    assert stream.getvalue().splitlines() == [f"{host}: {line}" for line in said for host in ("h", "i")]
+
+
+def test_plain_lines_of_a_long_step_come_less_often() -> None:
+    stream, now = io.StringIO(), [0.0]
+    view = PlainView(verbose=False, stream=stream, clock=lambda: now[0])
+    when: list[float] = []
+    for second in range(0, 7200, 5):
+        now[0] = second
+        before = stream.tell()
+        step = "compiling" if second < 7100 else "installing"
+        view.handle(Progress("h", "t", step, None, second, 9000, "steps", None, None, float(second)))
+        when += [second] if stream.tell() > before else []
+    gaps = [later - earlier for earlier, later in zip(when, when[1:])]
+    assert set(gaps[:60]) == {5}, "as often as ever in the first minutes"
+    assert max(gaps) in range(110, 125) and len(when) < 300, "every two minutes after two hours"
+    assert gaps[-1] == 5, "a new step is a new beginning"
+
+
 def test_plain_lines_leave_out_what_is_skipped_and_ansibles_own_checks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("modelfleet.cli.live.NAMED_AFTER_SECONDS", 0.05)
+    # No timer of these may run out, however slow the machine is.
+    monkeypatch.setattr("modelfleet.cli.live.NAMED_AFTER_SECONDS", 3600)
     stream = io.StringIO()
     view = PlainView(verbose=False, stream=stream)
     view.handle(TaskStarted("h", "Validating arguments against arg spec 'main'", "models"))
@@ -97,8 +127,9 @@ def test_plain_lines_leave_out_what_is_skipped_and_ansibles_own_checks(monkeypat
     view.handle(TaskResult("h", "Install tools", "", "x", "skipped", False, False, {}))
     view.handle(TaskStarted("h", "Short", ""))
     view.handle(TaskResult("h", "Short", "", "x", "ok", False, False, {}))
+    monkeypatch.setattr("modelfleet.cli.live.NAMED_AFTER_SECONDS", 0)
     view.handle(TaskStarted("h", "Long", ""))
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while "Long" not in stream.getvalue() and time.monotonic() < deadline:
         time.sleep(0.01)
     view.close()

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 PLAIN_PROGRESS_SECONDS = 5.0
+PLAIN_PROGRESS_LINES = 60
+"""For a long step: what takes an hour says so once a minute, not every five seconds."""
 NAMED_AFTER_SECONDS = 1.0
 BAR_WIDTH = 20
 BAR_TERMINAL_WIDTH = 110
@@ -98,8 +100,20 @@ class View:
         """Take down what does not stay."""
 
 
+@dataclass
+class _Shown:
+    """What was last shown of a host's progress, and since when it is at its step."""
+
+    step: tuple[str, str | None] | None = None
+    since: float = 0.0
+    last: float = float("-inf")
+    line: str = ""
+
+
 class PlainView(View):
     """Lines for a log: each task once, each host's progress at most every PLAIN_PROGRESS_SECONDS.
+
+    A long step is shown less often, and no line of a host follows one that is the same.
 
     A task is named when a host has done something in it, or is still at it after NAMED_AFTER_SECONDS: most of those
     that are skipped everywhere never show.
@@ -112,7 +126,7 @@ class PlainView(View):
         self._task = ""
         self._timer: threading.Timer | None = None
         self._lock = threading.RLock()
-        self._shown: dict[str, float] = {}
+        self._hosts: dict[str, _Shown] = {}
 
     def started(self, event: TaskStarted) -> None:
         name = full_name(event)
@@ -127,11 +141,14 @@ class PlainView(View):
 
     def progress(self, event: Progress) -> None:
         self._name_task(self._task)
-        now = self.clock()
-        if now - self._shown.get(event.host, -PLAIN_PROGRESS_SECONDS) < PLAIN_PROGRESS_SECONDS:
-            return
-        self._shown[event.host] = now
-        self.line(f"{clean(event.host)}: {describe(event)}")
+        now, line = self.clock(), f"{clean(event.host)}: {describe(event)}"
+        shown = self._hosts.setdefault(event.host, _Shown())
+        if shown.step != (event.step, event.item):
+            shown.step, shown.since = (event.step, event.item), now
+        pause = max(PLAIN_PROGRESS_SECONDS, (now - shown.since) / PLAIN_PROGRESS_LINES)
+        if now - shown.last >= pause and line != shown.line:
+            shown.last, shown.line = now, line
+            self.line(line)
 
     def reported(self, event: TaskResult) -> None:
         if event.status != "skipped":
