@@ -14,11 +14,14 @@ the standard error.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shlex
+import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +69,12 @@ class BackgroundAction(ActionBase):  # type: ignore[misc]
     def _follow(self, job: dict[str, str], task_vars: dict[str, Any]) -> Result:
         """Read the progress of a job until it ends; returns its result."""
         teller = Teller(str(task_vars.get("inventory_hostname", "")), self._task.get_name(), self._display)
-        wait, process, started = FIRST_POLL_SECONDS, None, time.monotonic()
+        wait, process, started, ansible = FIRST_POLL_SECONDS, None, time.monotonic(), os.getppid()
         while True:
             time.sleep(wait)
+            if os.getppid() != ansible:
+                # Nobody would read what is told, until the pipe is full and this process stays for ever.
+                return {"failed": True, "msg": "ansible-playbook was killed; run again: the work on the host goes on"}
             wait = min(wait * 1.5, POLL_SECONDS)
             # One cheap command, no Python on the host: what the work says, and whether it still lives.
             said = self._read(f"{_alive(process)}; tail -n 1 {shlex.quote(job['progress'])}")
@@ -144,7 +150,23 @@ class Teller:
                 target.write(json.dumps(event) + "\n")
         elif new or now - self._shown >= max(SHOW_SECONDS, (now - self._first[0]) / SHOWN_AT_LEAST):
             self._shown = now
-            self._display.display(_line(event), stderr="json" in str(constants.DEFAULT_STDOUT_CALLBACK))
+            with undisturbed():
+                self._display.display(_line(event), stderr="json" in str(constants.DEFAULT_STDOUT_CALLBACK))
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Let Ctrl-C wait while something is displayed.
+
+    Ansible ends its workers with the signal that it got itself. One that is ended between writing to Ansible's queue
+    and letting go of the queue's lock takes the lock with it: ansible-playbook waits for it to the end of days
+    (StrategyBase.cleanup, ansible-core 2.19 to 2.21). People press Ctrl-C when they see a line, which is that moment.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _line(event: Result) -> str:

@@ -41,6 +41,8 @@ EXIT_INTERRUPTED = 99
 
 PROGRESS_VARIABLE = "MODELFLEET_PROGRESS_FILE"
 FOLLOW_SECONDS = 0.2
+STOP_SECONDS = 20.0
+"""How long Ansible may take to stop; it does in under three, or has a lock that died with a worker and never will."""
 BECOME_PROMPT = r"BECOME password.*:\s*$"
 
 _RESULT_EVENTS = {
@@ -149,8 +151,9 @@ def run_playbook(
     """Run ``ansible-playbook`` with ``arguments`` from the current directory and report each event as it comes.
 
     ``environment`` is added to this process's. ``on_event`` is called by one
-    thread at a time. The first Ctrl-C asks Ansible to stop, a second one
-    leaves at once; both end in exit code 99. Nothing of the run stays on disk.
+    thread at a time. The first Ctrl-C asks Ansible to stop, and once more if it
+    has not after STOP_SECONDS; a second one leaves at once; all end in exit
+    code 99. Nothing of the run stays on disk.
     """
     private = tempfile.mkdtemp(prefix="modelfleet-")
     try:
@@ -168,6 +171,7 @@ class _Run:
         self.result = RunResult()
         self.child: int | None = None
         self.interrupted = False
+        self.again: threading.Timer | None = None
         self.talk: list[str] = []
         self.lock = threading.Lock()
         self.progress_file = os.path.join(private, "progress")
@@ -208,6 +212,8 @@ class _Run:
         except KeyboardInterrupt:
             self.interrupted = True
         finally:
+            if self.again is not None:
+                self.again.cancel()
             self.follower.stop()
         self._conclude(runner.rc)
         return self.result
@@ -239,9 +245,15 @@ class _Run:
     def _stop_child(self) -> None:
         # The child has a terminal of its own, so the keyboard's signal does not reach it. Before its first event it
         # is not known, and has touched no host: it is stopped when that event comes.
-        if self.child is not None:
-            with contextlib.suppress(OSError):
-                os.kill(self.child, signal.SIGINT)
+        if self.child is None:
+            return
+        with contextlib.suppress(OSError):
+            os.kill(self.child, signal.SIGINT)
+        if self.again is None:
+            # It takes the first signal in hand and leaves a second one to the system, which ends it.
+            self.again = threading.Timer(STOP_SECONDS, self._stop_child)
+            self.again.daemon = True
+            self.again.start()
 
     def _on_status(self, status: Mapping[str, Any], runner_config: Any) -> None:
         if status.get("status") == "running":

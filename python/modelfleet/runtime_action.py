@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.module_utils.parsing.convert_bool import boolean
 
-from .actions import BackgroundAction, Result, Teller, clean
+from .actions import BackgroundAction, Result, Teller, clean, undisturbed
 from .core.errors import ModelfleetError
 from .packaging import build_wheel
 from .wheelhouse import Wheelhouse
@@ -108,7 +108,8 @@ class RuntimeAction(BackgroundAction):
             except (AnsibleError, OSError) as error:
                 # The environment is there all the same; a later host makes it once more.
                 reason = clean(" ".join(str(error).split()))
-                self._display.warning(f"{clean(str(key))} was not kept in {house.folder}: {reason}")
+                with undisturbed():
+                    self._display.warning(f"{clean(str(key))} was not kept in {house.folder}: {reason}")
 
     def _collect(self, house: Wheelhouse | None, result: Result, arguments: dict[str, Any], host: str) -> Result:
         """Take from the host the packages that it collected, where it collected any, and its wheel and lock."""
