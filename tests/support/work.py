@@ -10,7 +10,7 @@ from typing import Any
 
 def result_of(job: dict[str, str]) -> dict[str, Any]:
     """Wait until a job is over and return its result."""
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120
     while '"finished"' not in Path(job["progress"]).read_text(encoding="utf-8"):
         assert time.monotonic() < end, "it takes too long"
         time.sleep(0.02)

@@ -430,7 +430,7 @@ carry_out(plan, PackageIndexSettings(()), Told())
         runs = [self.start(checkout, store, source) for _ in range(5)]
         for one in runs:
             assert one.stdout is not None and one.stdout.readline() == "planned\n"
-        answers = [one.communicate("\n", timeout=60)[0] for one in runs]
+        answers = [one.communicate("\n", timeout=300)[0] for one in runs]
         assert [one.returncode for one in runs] == [0] * 5
         assert sum("publishing" in answer for answer in answers) == 1
         assert is_kept(store, pinned(source)) and left_in_flight(store) == []
@@ -438,17 +438,17 @@ carry_out(plan, PackageIndexSettings(()), Told())
     def test_who_waits_says_so_and_goes_on_when_the_holder_is_killed(
         self, checkout: Path, store: Path, source: Path, owner: Account
     ) -> None:
+        read, write = os.pipe()
         holder = os.fork()
         if holder == 0:
             try:
                 with acting_as(owner), locked(str(store)):
-                    time.sleep(60)
+                    os.write(write, b"x")
+                    time.sleep(600)
             finally:
                 os._exit(0)
         try:
-            while not (store / ".modelfleet" / "lock").exists():
-                time.sleep(0.01)
-            time.sleep(0.1)
+            assert os.read(read, 1) == b"x", "it has the lock"
             waiter = self.start(checkout, store, source)
             assert waiter.stdin is not None and waiter.stdout is not None
             waiter.stdin.write("\n")
@@ -458,5 +458,7 @@ carry_out(plan, PackageIndexSettings(()), Told())
         finally:
             os.kill(holder, signal.SIGKILL)
             os.waitpid(holder, 0)
-        assert "publishing" in waiter.communicate(timeout=60)[0]
+            os.close(read)
+            os.close(write)
+        assert "publishing" in waiter.communicate(timeout=300)[0]
         assert is_kept(store, pinned(source))
