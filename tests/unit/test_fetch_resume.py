@@ -259,7 +259,7 @@ class TestKilled:
         with fault_server(CONTENT, Act(drip=(256 * 1024, 0.01))) as server:
             line, environment = command(checkout, server, temporary)
             with subprocess.Popen(line, env=environment) as child:
-                deadline = time.monotonic() + 30
+                deadline = time.monotonic() + 300
                 while not part(temporary).exists() or part(temporary).stat().st_size < reached:
                     assert child.poll() is None and time.monotonic() < deadline
                     time.sleep(0.002)
@@ -313,7 +313,7 @@ def injected(checkout: Path, server: FaultServer, folder: Path, what: str) -> su
     line, environment = command(checkout, server, folder)
     paths = [option for path in (part(folder), journal(folder)) for option in ("-P", str(path))]
     strace = ["strace", "-f", "-qq", "-o", os.devnull, *paths, "-e", f"inject={what}"]
-    return subprocess.run([*strace, *line], env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run([*strace, *line], env=environment, capture_output=True, text=True, timeout=300)
 
 
 def test_an_interrupted_run_can_be_gone_on_with(temporary: Path) -> None:

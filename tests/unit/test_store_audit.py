@@ -227,7 +227,7 @@ class TestBesideOthers:
                 os.chown(store / "cache/temp/new", owner.uid, owner.gid)
                 os.replace(store / "cache/temp/new", store / NAME)
                 held.set()
-                published.wait(20)
+                published.wait(120)
                 manifest = read_manifest(str(store))
                 status = (store / NAME).lstat()
                 manifest[NAME] = manifest[NAME]._replace(
@@ -246,7 +246,7 @@ class TestBesideOthers:
 
         other = threading.Thread(target=publish)
         other.start()
-        assert held.wait(20)
+        assert held.wait(120)
         # Effective rights are the whole process's: the other run is a thread here only for the test's sake.
         monkeypatch.setattr("modelfleet.core.store.audit.acting_as", lambda _: contextlib.nullcontext())
         done = audit(str(store), owner, wishes, Waiting())

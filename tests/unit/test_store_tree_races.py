@@ -111,8 +111,9 @@ while (1) {{
         racer = subprocess.Popen([perl, "-e", program], user=tree.owner.uid, group=tree.gid)
         outcomes = {"done": 0, "refused": 0}
         try:
-            end = time.monotonic() + 2
-            while time.monotonic() < end:
+            begun = time.monotonic()
+            # On a slow machine the two meet less often.
+            while (passed := time.monotonic() - begun) < 2 or (passed < 120 and not all(outcomes.values())):
                 try:
                     converge(tree._replace(mode=0o750 if outcomes["done"] % 2 else 0o755))
                     outcomes["done"] += 1
