@@ -164,16 +164,18 @@ def run(params: dict, check_mode: bool) -> dict:
         return result
 
     def work(progress: Progress) -> dict:
-        installation, proofs = prove(place, wished, found.ready, progress)
+        outcome = prove(place, wished, found.ready, progress)
+        installation, proofs, unproved, _ = outcome
         answer = {
             **result,
-            "changed": bool(installation or proofs),
+            "changed": bool(installation or proofs or unproved),
             "proofs": [*result["proofs"], *(told(record, True) for record in proofs)],
+            "unproved": [*result["unproved"], *(one._asdict() for one in unproved)],
             "memory": summary(read_ledger(store_path)),
         }
         if installation:
             answer["installation"] = told(installation, True)
-        message = problem(installation, proofs, found.altered)
+        message = problem(outcome, found.altered)
         return {**answer, "failed": True, "msg": message} if message else answer
 
     if params["background"]:

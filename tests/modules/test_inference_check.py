@@ -119,6 +119,20 @@ def test_a_wrong_answer_fails_and_stays_due(call: Call) -> None:
     assert call(check=True, **expecting(" three"))["changed"] is True
 
 
+def test_what_cannot_be_proved_here_is_told_and_not_run_again(call: Call, store: Path) -> None:
+    program = store.parent / "runtime/current/bin/python"
+    said = {"error": "unproven here: no voice", "unproven": True, "reason": "no voice", "command": "say it"}
+    program.write_text(f"#!/usr/bin/env python3\nimport json\nprint(json.dumps({said!r}))\n")
+    told = [{"model": "small", "reason": "no voice", "command": "say it"}]
+    assert call(check=True)["changed"] is True
+    result = call()
+    assert (result["changed"], result["proofs"], result["unproved"], "failed" in result) == (True, [], told, False)
+    program.unlink()
+    for check in (True, False):
+        again = call(check=check)
+        assert (again["changed"], again["proofs"], again["unproved"]) == (False, [], told)
+
+
 def test_in_the_background(call: Call, module_jobs: Path) -> None:
     started = call(background=True)
     assert started["changed"] is False
@@ -163,7 +177,9 @@ def test_before_anything_is_there_check_mode_predicts(call: Call, ground: Path) 
 
 def test_no_environment(call: Call, ground: Path) -> None:
     result = call(runtime_path=str(ground / "none"))
-    assert result["msg"].startswith(f"{ground}/none/current/bin/python cannot be run: ")
+    assert result["msg"].startswith(
+        f"MF-RUN-056 the proof runs to its end: {ground}/none/current/bin/python cannot be run: "
+    )
 
 
 def test_the_same_proof_in_two_stores_is_two_works(call: Call, ground: Path, store: Path, module_jobs: Path) -> None:

@@ -25,6 +25,7 @@ from modelfleet.core.inference.ledger import read_ledger
 from modelfleet.core.inference.llama import memory_by_device, predicted_bytes
 from modelfleet.core.inference.proof import Due, Place, Wished, prove
 from modelfleet.core.inference.records import RECORDS, read_records
+from modelfleet.core.inference.report import problem
 from modelfleet.core.inference.sentinel import fingerprint, installed_key
 from modelfleet.core.inference.subjects import DEFAULT_CHECKS, Subject, subjects
 from modelfleet.core.jobs import Progress
@@ -84,11 +85,14 @@ def install(store: Path, runtime: Path) -> Install:
 
 @pytest.fixture
 def run(store: Path, runtime: Path) -> Run:
-    """Return a function that proves one subject."""
+    """Return a function that proves one subject, whose record comes back."""
 
     def one(subject: Subject = SUBJECT, timeout: float = 30) -> dict[str, Any]:
         place = Place(str(store), str(runtime), Limits(timeout))
-        _, (done,) = prove(place, Wished(()), [Due(subject, GROUNDS, ("never proved",))], Progress())
+        outcome = prove(place, Wished(()), [Due(subject, GROUNDS, ("never proved",))], Progress())
+        if outcome.broken:
+            raise InferenceError(*outcome.broken)
+        (done,) = outcome.proofs
         return done
 
     return one
@@ -272,14 +276,17 @@ class TestProof:
         other = SUBJECT._replace(file="chat/7b/other.gguf")
         crash = SUBJECT._replace(check={"prompt": "crash", "expected": " two"})
         place = Place(str(store), str(runtime), Limits(30))
-        with pytest.raises(InferenceError):
-            prove(place, Wished(()), [Due(one, GROUNDS, ()) for one in (other, crash)], Progress())
-        assert set(read_records(str(store)).proofs) == {FILE, other.file}
+        kept = read_records(str(store)).proofs[FILE]
+        outcome = prove(place, Wished(()), [Due(one, GROUNDS, ()) for one in (crash, other)], Progress())
+        assert [record["file"] for record in outcome.proofs] == [other.file], "a crash does not end the next proof"
+        assert outcome.broken == ["small: the proof ended with status 9: no message; run apply again"]
+        assert problem(outcome, {}) == f"MF-RUN-056 the proof runs to its end: {outcome.broken[0]}"
+        assert read_records(str(store)).proofs == {FILE: kept, other.file: outcome.proofs[0]}
 
     def test_its_memory_is_limited(self, store: Path, runtime: Path, install: Install) -> None:
         install("seen = {'limit': request['memory_limit_bytes']}\n" + REPORT)
         place = Place(str(store), str(runtime), Limits(30, 512 * MIB))
-        _, (done,) = prove(place, Wished(()), [Due(SUBJECT, GROUNDS, ())], Progress())
+        (done,) = prove(place, Wished(()), [Due(SUBJECT, GROUNDS, ())], Progress()).proofs
         assert done["limit"] == 512 * MIB and done["isolation"]["memory"].startswith("536870912 bytes")
 
     def test_memory_is_entered_in_the_ledger(self, store: Path, install: Install, run: Run) -> None:
@@ -441,7 +448,7 @@ from modelfleet.core.inference.proof import *
 from modelfleet.core.inference.child import Limits
 from modelfleet.core.jobs import Progress
 due = Due(Subject(*json.loads(sys.argv[4])), {}, ())
-_, (done,) = prove(Place(sys.argv[2], sys.argv[3], Limits(30)), Wished(()), [due], Progress())
+(done,) = prove(Place(sys.argv[2], sys.argv[3], Limits(30)), Wished(()), [due], Progress()).proofs
 print(json.dumps(done))
 """
     answer = subprocess.run(

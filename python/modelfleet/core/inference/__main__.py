@@ -71,7 +71,7 @@ def _run(text: str) -> Dict[str, Any]:
         _limit(request)
         result = _PROVERS[request.kind](request)
     except UnprovenError as error:
-        return {"error": str(error), "unproven": True, "command": error.command}
+        return {"error": str(error), "unproven": True, "reason": error.reason, "command": error.command}
     except ModelfleetError as error:
         return {"error": str(error)}
     except ImportError as error:

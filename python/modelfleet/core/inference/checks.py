@@ -33,6 +33,7 @@ TITLES: Dict[str, str] = {
     "MF-RUN-053": "as many layers are offloaded as planned",
     "MF-RUN-054": "it takes no more memory than predicted",
     "MF-RUN-055": "it generates as fast as the memory allows",
+    "MF-RUN-056": "the proof runs to its end",
 }
 BUILD_ANEW = "run ./modelfleet apply: the stack for this host is built beside this one, then switched to"
 PROFILE = "run ./modelfleet apply: it chooses what the host's models need"

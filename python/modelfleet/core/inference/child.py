@@ -15,6 +15,7 @@ from typing import AbstractSet, Any, Callable, Dict, List, NamedTuple, Optional
 
 from ..errors import InferenceError
 from ..privilege import Account, dropping_to, environment_for
+from .request import UnprovenError
 
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000  # linux/sched.h
 
@@ -47,7 +48,8 @@ def run_child(
 
     Raises InferenceError, which names ``subject``, where the child cannot be
     run, is too slow, ends without an answer that has the ``needed`` keys, or
-    answers with an error.
+    answers with an error; UnprovenError where it says that nothing is wrong and
+    that it cannot prove this here.
     """
     isolation = find_isolation()
     asked = {**request, "memory_limit_bytes": limits.memory_bytes or None}
@@ -83,6 +85,8 @@ def run_child(
             f"{subject}: the proof ended with {reason}: {plain(last[-1]) if last else 'no message'}",
             "run apply again",
         )
+    if said.get("unproven") is True:
+        raise UnprovenError(plain(str(said.get("reason"))), plain(str(said.get("command"))))
     if "error" in said:
         raise InferenceError(f"{subject}: {plain(str(said['error']))}")
     kept = {

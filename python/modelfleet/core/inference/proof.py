@@ -7,7 +7,7 @@ that is not the published one is refused without being loaded.
 import os
 from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-from ..errors import ModelfleetError, StackError
+from ..errors import InferenceError, ModelfleetError, StackError
 from ..formats.judge import describe
 from ..hardware.verdict import FAIL
 from ..jobs import Progress
@@ -20,6 +20,7 @@ from ..store.tree import store_owner
 from . import checks, ledger, throughput
 from .child import Limits, run_child
 from .records import Record, Records, read_records, write_records
+from .request import UnprovenError
 from .sentinel import (
     Grounds,
     changed_file,
@@ -131,41 +132,65 @@ def survey(place: Place, wished: Wished) -> Survey:
             reasons = reasons or [problem]
         if reasons:
             due.append(Due(subject, grounds, tuple(reasons)))
+            continue
+        record = records.proofs[subject.file]
+        if record.get("unproved"):
+            unproved.append(Unproved(subject.model, str(record.get("reason")), str(record.get("command"))))
         else:
-            standing.append(records.proofs[subject.file])
+            standing.append(record)
     return Survey(tuple(due), tuple(standing), installation, tuple(unproved), altered)
 
 
-def prove(
-    place: Place, wished: Wished, due: Iterable[Due], progress: Progress
-) -> Tuple[Optional[Record], List[Record]]:
-    """Run what is due, keep the records, and return those of the installation (None: it was not due) and the models.
+class Outcome(NamedTuple):
+    """What running proofs gave: records of the installation (None: it was not due) and of the models that answered.
+
+    A model that gave another output than expected has a record with ``passed``
+    false; ``broken`` has a line for each whose proof could not be run.
+    """
+
+    installation: Optional[Record]
+    proofs: List[Record]
+    unproved: List[Unproved]
+    broken: List[str]
+
+
+def prove(place: Place, wished: Wished, due: Iterable[Due], progress: Progress) -> Outcome:
+    """Run what is due, each proof whatever became of the others, and keep the records.
 
     An installation that fails ends it: what computes on the wrong device is not
-    worth proving. Raises InferenceError where a proof cannot be run; one that
-    runs and does not give what is expected is returned with ``passed`` false.
+    worth proving. Raises InferenceError where the installation cannot be asked.
     """
     owner = store_owner(place.store_path)
-    installation: Optional[Record] = None
-    proofs: List[Record] = []
+    outcome = Outcome(None, [], [], [])
     bandwidth = _Bandwidth(wished.hardware)
     for one in due:
         subject = one.subject
         if subject is None:
             progress.update("checking the installation")
-            installation = _installation(place, wished, one, owner)
-        else:
-            progress.update(f"proving {subject.model}: loading and computing")
-            proofs.append(_model(place, subject, one, owner, bandwidth))
-        # Kept at once: the next may be one that cannot be run.
-        _keep(place.store_path, owner, subject, proofs[-1] if subject else installation)
-        if installation is not None and not installation["passed"]:
-            break
-    return installation, proofs
+            record = _installation(place, wished, one, owner)
+            _keep(place.store_path, owner, None, record)
+            outcome = outcome._replace(installation=record)
+            if not record["passed"]:
+                break
+            continue
+        progress.update(f"proving {subject.model}: loading and computing")
+        try:
+            record = _model(place, subject, one, owner, bandwidth)
+            outcome.proofs.append(record)
+        except UnprovenError as error:
+            unproved = Unproved(subject.model, error.reason, error.command)
+            # Nothing that a later run could do better, as long as the grounds are these.
+            record = {**unproved._asdict(), "unproved": True, **_said([], one), "passed": False}
+            outcome.unproved.append(unproved)
+        except InferenceError as error:
+            outcome.broken.append(str(error))
+            continue
+        # Kept at once: the next may end the machine.
+        _keep(place.store_path, owner, subject, record)
+    return outcome
 
 
-def _keep(store_path: str, owner: Account, subject: Optional[Subject], record: Optional[Record]) -> None:
-    assert record is not None
+def _keep(store_path: str, owner: Account, subject: Optional[Subject], record: Record) -> None:
     before = read_records(store_path)
     with acting_as(owner):
         if subject is None:
@@ -291,6 +316,6 @@ def _lacking(subject: Subject, host: Grounds) -> Optional[Unproved]:
     return Unproved(
         subject.model,
         f"{package} is not in the managed environment",
-        f'./modelfleet runtime -l HOST -e \'{{"inference_runtime_profiles": ["{profile}"]}}\' && '
+        f'./modelfleet apply -l HOST -e \'{{"inference_runtime_profiles": ["{profile}"]}}\' && '
         "./modelfleet verify -l HOST",
     )

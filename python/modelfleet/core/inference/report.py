@@ -1,12 +1,14 @@
 """What is told of proofs: records for the answer, and the one line of what failed."""
 
-from typing import Any, Dict, Iterator, List, Mapping, Optional
+from typing import Any, Dict, Iterator, Mapping, Optional
 
 from ..hardware.verdict import FAIL
 from .checks import TITLES
+from .proof import Outcome
 from .records import Record
 
 ALTERED = "MF-RUN-050"
+BROKEN = "MF-RUN-056"
 
 
 def told(record: Record, ran: bool) -> Dict[str, Any]:
@@ -14,15 +16,16 @@ def told(record: Record, ran: bool) -> Dict[str, Any]:
     return {**{name: value for name, value in record.items() if name != "grounds"}, "ran": ran}
 
 
-def problem(installation: Optional[Record], proofs: List[Record], altered: Mapping[str, str]) -> Optional[str]:
+def problem(outcome: Outcome, altered: Mapping[str, str]) -> Optional[str]:
     """Return what failed as one line, the first in full, the others by id; None where all is well."""
     failures = [
-        *_failed("the installation", installation),
+        *_failed("the installation", outcome.installation),
         *(
             f"{ALTERED} {TITLES[ALTERED]}: {model}: {what}; run ./modelfleet apply: it fetches what is not as pinned"
             for model, what in altered.items()
         ),
-        *(line for proof in proofs for line in _failed(str(proof["model"]), proof)),
+        *(f"{BROKEN} {TITLES[BROKEN]}: {line}" for line in outcome.broken),
+        *(line for proof in outcome.proofs for line in _failed(str(proof["model"]), proof)),
     ]
     if not failures:
         return None

@@ -25,9 +25,10 @@ _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 
 class UnprovenError(InferenceError):
-    """Raised when a model may well work and this proof cannot show it here; ``command`` is what shows it."""
+    """Raised when a model may well work, and this proof cannot show it here: the ``reason``, what ``command`` does."""
 
     def __init__(self, message: str, command: str) -> None:
+        self.reason = message
         self.command = command
         super().__init__(f"unproven here: {message}", f"prove it with: {command}")
 

@@ -64,7 +64,7 @@ def why_due(record: Optional[Record], grounds: Grounds) -> List[str]:
     """Return why a proof has to run, one line each; empty where it stands."""
     if record is None:
         return ["never proved"]
-    if not record.get("passed"):
+    if not (record.get("passed") or record.get("unproved")):
         return ["it did not pass the last time"]
     if record.get("fingerprint") == fingerprint(grounds):
         return []

@@ -11,7 +11,7 @@
         voice/tts  voice/stt
         embeddings
         cache/tokenizers  cache/temp
-        .modelfleet/            manifest.json, verification.json, lock
+        .modelfleet/            manifest.json, verification.json, memory.json, proofs/, lock
 
 The tree is the tutorial's; ``cache/temp`` holds what is in flight, on the same
 file system as what it becomes, so that publishing is one rename.
