@@ -28,7 +28,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 REPOSITORY = "Acme-Labs/Model-7B"
 NAME = "model.q4_k_m.gguf"
 TOKEN = "hf_CanaryTokenThatNobodyMaySee0123456789"
-PATIENCE = Patience(stall_seconds=5.0, tries=2, first_wait_seconds=0.001)
+PATIENCE = Patience(stall_seconds=20.0, tries=2, first_wait_seconds=0.001)
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ from support.grounds import needs_root
 MIB = 1024 * 1024
 CONTENT = random.Random(6).randbytes(13 * MIB + 77)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
-ONCE = FetchSettings(patience=Patience(stall_seconds=5.0, tries=1, first_wait_seconds=0.001))
+ONCE = FetchSettings(patience=Patience(stall_seconds=20.0, tries=1, first_wait_seconds=0.001))
 
 
 @pytest.fixture

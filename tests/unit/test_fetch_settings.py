@@ -43,7 +43,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings(tmp_path: Path, **more: Any) -> FetchSettings:
     environment = {"HF_HUB_CACHE": str(tmp_path / "cache"), **more}
     ca_bundle = environment.pop("ca_bundle", None)
-    patience = Patience(stall_seconds=5.0, tries=2, first_wait_seconds=0.001)
+    patience = Patience(stall_seconds=20.0, tries=2, first_wait_seconds=0.001)
     return dataclasses.replace(FetchSettings.from_environment(environment, ca_bundle), patience=patience)
 
 
