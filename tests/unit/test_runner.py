@@ -173,7 +173,7 @@ def test_progress_lines_become_events_while_the_task_runs(play: Callable[..., Ru
         "with open(os.environ['MODELFLEET_PROGRESS_FILE'], 'a') as file:\n"
         "    file.write('no json\\n[1]\\n' + json.dumps(event) + '\\n')\n"
         "    file.flush()\n"
-        "    deadline = time.monotonic() + 30\n"
+        "    deadline = time.monotonic() + 300\n"
         "    while not pathlib.Path('seen').exists() and time.monotonic() < deadline:\n"
         "        time.sleep(0.05)\n"
         "    file.write(json.dumps({**event, 'done': 4}) + '\\n')\n"
@@ -296,7 +296,7 @@ def test_ansible_that_does_not_stop_is_told_again(
     )
 
     def interrupt() -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not (tmp_path / "hanging").exists() and time.monotonic() < deadline:
             time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGINT)
