@@ -67,6 +67,11 @@ options:
     description: Main memory that no plan takes; never more than half of it.
     type: int
     default: 4096
+  backend:
+    description: What the host's runtime was told to compute with. Empty for what its hardware and driver give.
+    type: str
+    choices: ["", cuda, rocm, metal, vulkan, cpu]
+    default: ""
   allow_partial_offload:
     description: Whether a model that does not fit on accelerators may be there in part, the rest on the processor.
     type: bool
@@ -190,6 +195,7 @@ def get_argument_spec() -> dict:
         "parallel_sequences": {"type": "int", "default": 1},
         "headroom_mebibytes": {"type": "int", "default": 1024},
         "memory_headroom_mebibytes": {"type": "int", "default": 4096},
+        "backend": {"type": "str", "choices": ["", "cuda", "rocm", "metal", "vulkan", "cpu"], "default": ""},
         "allow_partial_offload": {"type": "bool", "default": True},
         "allow_cpu": {"type": "bool", "default": True},
         "loaded_together": {"type": "bool", "default": False},

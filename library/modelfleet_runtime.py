@@ -375,6 +375,7 @@ def find_wanted(params: dict, store_path: str, stack: Stack, libc: str) -> Wante
         # ROCm and Vulkan: which accounts may use the card differs by system; the installation's proof tells it.
         gpu=stack.backend in ("cuda", "metal") and not stack.driver_pending,
         toolkit=stack.llama.toolkit if gguf else "",
+        profiles=tuple(stack.profiles),
     )
 
 

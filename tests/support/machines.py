@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+from modelfleet.core.runtime.resolver import Build
+from modelfleet.core.runtime.resolver.build import processor_arguments
 
 GIB = 1024**3
 MODERN = ["sse4_2", "avx", "avx2", "fma", "f16c", "bmi2"]
+
+
+def processor_build(version: str, system: str, architecture: str, libc: str, instruction_sets: Sequence[str]) -> Build:
+    """Return the build for a processor that has ``instruction_sets``, as a stack for it is to name it."""
+    arguments = processor_arguments(architecture, instruction_sets)
+    return Build(version, "cpu", arguments, f"{system.lower()}_{architecture.lower()}", libc)
 
 
 def nvidia(capability: str | None, name: str = "", gib: int = 24, **more: Any) -> dict[str, Any]:

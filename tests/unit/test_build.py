@@ -74,7 +74,7 @@ class TestFirstRun:
             f"modelfleet-{packaging.__version__}",
             "tiny_dep-1.0",
         ]
-        assert state["backend"] == "cpu" and state["cmake_arguments"] == list(FLAGS)
+        assert (state["backend"], state["profiles"], state["cmake_arguments"]) == ("cpu", ["gguf"], list(FLAGS))
         assert state["key"] == built.wanted().key and state["build"] == BUILD.key
 
     def test_it_was_compiled_with_the_flags_by_an_account_without_rights_or_secrets(self, built: Host) -> None:

@@ -243,13 +243,15 @@ class TestMachinesThatAreNotThere:
 
     def test_the_wishes_are_those_of_the_inventory(self, tmp_path: Path) -> None:
         (tmp_path / "group_vars").mkdir()
-        inventory = {"all": {"hosts": {"plain": {}}, "children": {"lab": {"hosts": {"box": {}}}}}}
+        hosts = {"plain": {}, "slow": {"inference_runtime_backend": "cpu"}}
+        inventory = {"all": {"hosts": hosts, "children": {"lab": {"hosts": {"box": {}}}}}}
         (tmp_path / "hosts.yml").write_text(json.dumps(inventory))
         (tmp_path / "group_vars" / "all.yml").write_text("models_wanted: [{model: llama-3.1-8b-instruct}]\n")
         (tmp_path / "group_vars" / "lab.yml").write_text(
             "models_wanted: [{task: coding, context: 2048}]\nmodels_headroom_mebibytes: 2048\n"
         )
         machines = ("--simulate", "plain=RTX 4090", "--simulate", "box=RTX 4090", "--simulate", "lab=RTX 4090")
+        machines += ("--simulate", "slow=RTX 4090")
         plans = self.plans("-i", str(tmp_path / "hosts.yml"), *machines, "--simulate", "RTX 4090")
         chosen = {
             name: (plan["models"][0]["model"], plan["budgets"][0]["headroom_bytes"]) for name, plan in plans.items()
@@ -258,6 +260,8 @@ class TestMachinesThatAreNotThere:
         assert chosen["plain"] == chosen["RTX 4090"] == llama
         assert chosen["box"] == chosen["lab"] and chosen["box"] != llama and chosen["box"][1] == 2 * GIB
         assert plans["box"]["models"][0]["context"] == 2048
+        backends = {name: plan["models"][0]["placement"]["backend"] for name, plan in plans.items()}
+        assert (backends["plain"], backends["slow"]) == ("cuda", "cpu")
         plans = self.plans(
             "--simulate", "RTX 4090", "-e", "models_context=1024 models_kv_type=q8_0", "--want", "all-chat"
         )

@@ -21,13 +21,13 @@ from modelfleet.core.runtime.environment import (
     pinned_version,
     read_state,
 )
-from modelfleet.core.runtime.resolver import resolve_build
+from support.machines import processor_build
 
 DISTRIBUTIONS = ["llama_cpp_python-0.3.36", "numpy-2.0.2"]
 
 
 def wanted_at(path: Path, **changes: Any) -> Wanted:
-    build = resolve_build("0.3.36", "Linux", "x86_64", "glibc2.36", ["avx2"])
+    build = processor_build("0.3.36", "Linux", "x86_64", "glibc2.36", ["avx2"])
     return Wanted(str(path), "", "numpy==2.0.2", "cmake==4", "llama-cpp-python==0.3.36", build, "0" * 64)._replace(
         **changes
     )

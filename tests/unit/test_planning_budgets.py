@@ -123,3 +123,11 @@ def test_a_card_that_the_stack_leaves_out() -> None:
     assert found.warnings[0].endswith("the runtime of this host (cuda) does not serve it; nothing is planned on it")
     polaris = read({**machine(amd("gfx803")), "memory": {"total_bytes": 32 * GIB}})
     assert [(one.device, one.backend) for one in polaris.accelerators] == [("GPU0", "vulkan")]
+
+
+def test_a_backend_that_the_runtime_was_told() -> None:
+    """What is planned is what will be installed: nothing on a card that a build for the processor does not use."""
+    host = {**machine(nvidia("8.6", gib=24)), "memory": {"total_bytes": 32 * GIB}}
+    told = {name: read_machine(host, GIB, GIB, name) for name in ("", "cuda", "vulkan", "cpu")}
+    assert [told[name].accelerators[0].backend for name in ("", "cuda", "vulkan")] == ["cuda", "cuda", "vulkan"]
+    assert told["cpu"].accelerators == () and "(cpu) does not serve it" in told["cpu"].warnings[0]

@@ -7,7 +7,8 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from modelfleet.core.runtime.resolver import Build, resolve_build
+from modelfleet.core.runtime.resolver import Build
+from support.machines import processor_build
 
 MODERN = ["sse4_2", "avx", "avx2", "fma", "f16c", "bmi2", "avx512f"]
 ALWAYS = ("-DGGML_NATIVE=OFF", "-DGGML_OPENMP=OFF")
@@ -16,7 +17,7 @@ ALWAYS = ("-DGGML_NATIVE=OFF", "-DGGML_OPENMP=OFF")
 def resolve(
     machine: str = "x86_64", instruction_sets: list[str] = MODERN, system: str = "Linux", libc: str = "glibc2.36"
 ) -> Build:
-    return resolve_build("0.3.36", system, machine, libc, instruction_sets)
+    return processor_build("0.3.36", system, machine, libc, instruction_sets)
 
 
 def test_a_modern_processor_switches_nothing_off() -> None:
@@ -65,7 +66,7 @@ def test_equal_keys_mean_interchangeable_wheels() -> None:
         resolve(libc="glibc2.41"),
         resolve(instruction_sets=[]),
         resolve(system="Darwin"),
-        resolve_build("0.3.37", "Linux", "x86_64", "glibc2.36", MODERN),
+        processor_build("0.3.37", "Linux", "x86_64", "glibc2.36", MODERN),
     ]
     assert len({resolve().key, *(build.key for build in others)}) == len(others) + 1
 

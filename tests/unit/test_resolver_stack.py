@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 import yaml
 from modelfleet.core.errors import StackError
-from modelfleet.core.runtime.resolver import resolve_build
 from modelfleet.core.runtime.resolver.cards import DEFAULT_BRANCH, PLANNED_BRANCHES
 from modelfleet.core.runtime.resolver.releases import GENERATIONS
 from modelfleet.core.runtime.resolver.settings import StackSettings
 from modelfleet.core.runtime.resolver.stack import Stack, resolve_stack, stack_to_dict
-from support.machines import MODERN, amd, mac, machine, nvidia
+from support.machines import MODERN, amd, mac, machine, nvidia, processor_build
 
 ALL = ("gguf", "torch", "diffusion", "embeddings", "onnx")
 PLAIN = ("-DGGML_NATIVE=OFF", "-DGGML_OPENMP=OFF")
@@ -191,7 +190,7 @@ def test_processors(processor: str, instruction_sets: list[str], off: set[str]) 
     assert set(stack.llama.cmake_arguments) == {*PLAIN, *(f"-DGGML_{name}=OFF" for name in off)}
     assert any("AVX2" in one for one in stack.warnings) is ("avx2" not in instruction_sets)
     # What the module names today and what the stack names is one build.
-    now = resolve_build("0.3.36", "Linux", "x86_64", "glibc2.36", instruction_sets)
+    now = processor_build("0.3.36", "Linux", "x86_64", "glibc2.36", instruction_sets)
     assert stack.build("0.3.36", "glibc2.36") == now
     # The same switches where a GPU computes: layers that do not fit still run on the processor.
     with_gpu = stack_of(machine(nvidia("8.6"), instruction_sets=instruction_sets))
@@ -207,7 +206,7 @@ def test_a_processor_that_is_not_known_is_taken_for_the_oldest() -> None:
     with pytest.raises(StackError, match="no wheels for riscv64; wish the profile gguf alone"):
         stack_of(machine(architecture="riscv64"))
     gguf = stack_of(machine(architecture="riscv64", instruction_sets=[]), profiles=("gguf",))
-    now = resolve_build("0.3.36", "Linux", "riscv64", "glibc2.41", [])
+    now = processor_build("0.3.36", "Linux", "riscv64", "glibc2.41", [])
     assert gguf.build("0.3.36", "glibc2.41") == now
 
 

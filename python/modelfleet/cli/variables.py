@@ -44,9 +44,10 @@ class Variables:
         elif name in groups:
             found.update(_vars(groups[name]))
         found.update(self._extra)
-        unlocked = found.get("modelfleet_allow_unlocked", False)
+        unlocked, backend = found.get("modelfleet_allow_unlocked", False), found.get("inference_runtime_backend", "")
         mine = {key[len(_PREFIX) :]: value for key, value in found.items() if key.startswith(_PREFIX)}
-        for key, standard in (("allow_unlocked", unlocked), ("lock_file", str(self._root / "models.lock.json"))):
+        lock_file = str(self._root / "models.lock.json")
+        for key, standard in (("allow_unlocked", unlocked), ("backend", backend), ("lock_file", lock_file)):
             if mine.get(key) == self._defaults.get(f"{_PREFIX}{key}"):
                 mine[key] = standard
         for key in ("store_path", "ca_bundle", "plan_file", "hub_token"):

@@ -37,11 +37,14 @@ class Machine(NamedTuple):
     provisional: bool
 
 
-def read_machine(profile: Mapping[str, Any], headroom_bytes: int, memory_headroom_bytes: int) -> Machine:
+def read_machine(
+    profile: Mapping[str, Any], headroom_bytes: int, memory_headroom_bytes: int, backend: str = ""
+) -> Machine:
     """Return the budgets of the machine that ``profile`` (a HardwareProfile) describes.
 
     ``headroom_bytes`` stay free on each accelerator, ``memory_headroom_bytes``
-    of main memory, but never more than half of it.
+    of main memory, but never more than half of it. ``backend`` is
+    what computes; empty: what the resolver chooses.
     """
     memory = _part(profile, "memory")
     total, limit = _bytes(memory, "total_bytes"), _bytes(memory, "limit_bytes")
@@ -66,12 +69,14 @@ def read_machine(profile: Mapping[str, Any], headroom_bytes: int, memory_headroo
             "nothing is planned on it, plan again afterwards"
         )
     usable = [(number, budget) for number, budget in found if budget.budget_bytes]
-    return Machine(_of_stack(profile, usable, warnings), cpu, free, tuple(warnings), bool(unknown))
+    return Machine(_of_stack(profile, backend, usable, warnings), cpu, free, tuple(warnings), bool(unknown))
 
 
-def _of_stack(profile: Mapping[str, Any], usable: List[Tuple[int, Budget]], warnings: List[str]) -> Tuple[Budget, ...]:
+def _of_stack(
+    profile: Mapping[str, Any], wished: str, usable: List[Tuple[int, Budget]], warnings: List[str]
+) -> Tuple[Budget, ...]:
     """Return the budgets of the cards that the stack of the host serves, by the backend that it has for them."""
-    served = _served(profile)
+    served = _served(profile, wished)
     if served is None:
         return _one_backend([budget for _, budget in usable])
     backend, numbers = served
@@ -84,13 +89,15 @@ def _of_stack(profile: Mapping[str, Any], usable: List[Tuple[int, Budget]], warn
     return tuple(budget._replace(backend=backend) for number, budget in usable if number in numbers)
 
 
-def _served(profile: Mapping[str, Any]) -> Optional[Tuple[str, FrozenSet[int]]]:
+def _served(profile: Mapping[str, Any], wished: str) -> Optional[Tuple[str, FrozenSet[int]]]:
     """Return the backend of the host's stack and the numbers of the cards that it serves.
 
     None where the stack is not to be had as things are (no card or driver that is known well enough): installing it
     tells why, with the cure, and what is planned here is for then.
     """
-    settings = StackSettings()
+    if wished == "cpu":
+        return wished, frozenset()
+    settings = StackSettings(backend=wished)
     try:
         choice = choose(read_host(Facts(profile), settings), settings)
     except StackError:

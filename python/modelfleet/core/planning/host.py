@@ -56,7 +56,7 @@ def plan_host(
 
     Raises ConfigurationError where two models claim one file.
     """
-    machine = read_machine(profile, settings.headroom_bytes, settings.memory_headroom_bytes)
+    machine = read_machine(profile, settings.headroom_bytes, settings.memory_headroom_bytes, settings.backend)
     needs = needs or Needs()
     meanings = [candidates(wish, catalog) for wish in wishes]
     preferred = {(entry.id, variants[0].quantization) for entry, variants, _ in meanings}

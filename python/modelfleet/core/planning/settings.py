@@ -3,6 +3,7 @@
 from typing import Any, Mapping, NamedTuple
 
 from ..errors import ConfigurationError
+from ..runtime.resolver.settings import BACKENDS
 from ..units import MIB
 
 KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
@@ -11,7 +12,10 @@ _MOST_MEBIBYTES = 16 * 1024 * 1024
 
 
 class PlanSettings(NamedTuple):
-    """Tokens of context, sequences at once, bytes of headroom, and what is allowed where a model does not fit."""
+    """Tokens of context, sequences at once, bytes of headroom, and what is allowed where a model does not fit.
+
+    ``backend`` is what the runtime was told to compute with; empty: what the resolver chooses for the host.
+    """
 
     context: int = 8192
     kv_type: str = "f16"
@@ -25,6 +29,7 @@ class PlanSettings(NamedTuple):
     replan: bool = False
     allow_unlocked: bool = False
     remove_unwished: bool = False
+    backend: str = ""
 
 
 def read_settings(given: Mapping[str, Any]) -> PlanSettings:
@@ -45,6 +50,7 @@ def read_settings(given: Mapping[str, Any]) -> PlanSettings:
         kv_type=_word(given, "kv_type", default.kv_type, KV_TYPES),
         flash_attention=_word(given, "flash_attention", default.flash_attention, FLASH_ATTENTION),
         parallel_sequences=_count(given, "parallel_sequences", default.parallel_sequences, 1, 256),
+        backend=_word(given, "backend", default.backend, BACKENDS) if given.get("backend") else default.backend,
         headroom_bytes=_mebibytes(given, "headroom_mebibytes", default.headroom_bytes),
         memory_headroom_bytes=_mebibytes(given, "memory_headroom_mebibytes", default.memory_headroom_bytes),
         **flags,

@@ -332,6 +332,7 @@ class Builder:
             "key": wanted.key,
             "build": build.key if build else None,
             "backend": wanted.backend,
+            "profiles": list(wanted.profiles),
             "cmake_arguments": list(build.cmake_arguments) if build else [],
             "packages": wanted.packages.key if wanted.packages else None,
             "lock_sha256": hashlib.sha256(requirements.encode()).hexdigest(),

@@ -53,7 +53,7 @@ class Wanted(NamedTuple):
     ``python`` is the interpreter that the user named, or ''. ``build`` is None where no llama-cpp-python is wished;
     ``packages`` are those of the other profiles, whose lock has all of ``requirements`` too. ``backend`` is what
     computes; ``gpu``: a GPU whose driver works, and that has to be found before the environment is used.
-    ``toolkit`` tells what brings the compiler of the backend.
+    ``toolkit`` tells what brings the compiler of the backend, ``profiles`` what the environment is for.
     """
 
     path: str
@@ -67,6 +67,7 @@ class Wanted(NamedTuple):
     backend: str = "cpu"
     gpu: bool = False
     toolkit: str = ""
+    profiles: Tuple[str, ...] = ("gguf",)
 
     @property
     def key(self) -> str:

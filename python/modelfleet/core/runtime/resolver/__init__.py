@@ -4,6 +4,6 @@
 the whole decision: backend, flags, package versions and their wheel indexes, Python. docs/runtime.md has its rules.
 """
 
-from .build import Build, resolve_build
+from .build import Build
 
-__all__ = ["Build", "resolve_build"]
+__all__ = ["Build"]

@@ -46,13 +46,3 @@ def processor_arguments(machine: str, instruction_sets: Sequence[str]) -> Tuple[
     switches = _X86_SWITCHES if machine.lower() in X86 else ()
     missing = tuple(f"-D{switch}=OFF" for name, switch in switches if name not in instruction_sets)
     return ("-DGGML_NATIVE=OFF", "-DGGML_OPENMP=OFF", *missing)
-
-
-def resolve_build(version: str, system: str, machine: str, libc: str, instruction_sets: Sequence[str]) -> Build:
-    """Return the build for a host that computes on its processor.
-
-    ``system`` and ``machine`` as ``platform`` tells them, ``libc`` such as
-    ``glibc2.36``, ``instruction_sets`` as in /proc/cpuinfo.
-    """
-    arguments = processor_arguments(machine, instruction_sets)
-    return Build(version, "cpu", arguments, f"{system.lower()}_{machine.lower()}", libc)
