@@ -146,6 +146,28 @@ def test_the_second_run_changes_nothing(machine: Machine, applied: dict[str, Any
     assert machine.listing() == before
 
 
+def test_planted_faults_are_found_repaired_and_then_quiet(machine: Machine, applied: dict[str, Any]) -> None:
+    """Another model of the same size, and a library gone: both named, none of it loaded, both put right by a run."""
+    model = machine.root / "models" / MODEL
+    genuine = model.read_bytes()
+    model.write_bytes(genuine[:-1] + bytes([genuine[-1] ^ 1]))
+    refused = machine.modelfleet("verify")
+    assert refused.returncode == EXIT_HOST_FAILED
+    assert f"MF-RUN-050 the model's files are the published ones: smollm2-135m-instruct: {MODEL}" in refused.stderr
+    damaged = (machine.root / "runtime/current").resolve()
+    (library,) = damaged.glob("lib/python*/site-packages/llama_cpp/lib/libllama.so")
+    library.unlink()
+    foretold = machine.modelfleet("plan", "--json")
+    assert "MF-RUN-008: the library lib/python" in foretold.stdout, foretold.stdout + foretold.stderr
+    done = machine.modelfleet("apply", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (proof,) = json.loads(done.stdout)["proofs"]
+    assert proof["passed"] and proof["ran"]
+    assert model.read_bytes() == genuine and (machine.root / "runtime/current").resolve() != damaged
+    quiet = machine.modelfleet("apply")
+    assert quiet.returncode == 0 and "changed=0" in quiet.stdout, quiet.stdout + quiet.stderr
+
+
 def test_the_plan_is_the_same_when_it_was_carried_out_and_while_the_model_is_loaded(
     machine: Machine, planned: dict[str, Any], applied: dict[str, Any]
 ) -> None:

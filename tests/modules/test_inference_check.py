@@ -133,6 +133,19 @@ def test_what_cannot_be_proved_here_is_told_and_not_run_again(call: Call, store:
         assert (again["changed"], again["proofs"], again["unproved"]) == (False, [], told)
 
 
+def test_what_has_no_room_just_now_is_asked_again(call: Call, store: Path) -> None:
+    program = store.parent / "runtime/current/bin/python"
+    there = program.read_text()
+    said = {"error": "x", "unproven": True, "reason": "no room", "command": "free some", "passing": True}
+    program.write_text(f"#!/usr/bin/env python3\nimport json\nprint(json.dumps({said!r}))\n")
+    assert call()["unproved"] == [{"model": "small", "reason": "no room", "command": "free some"}]
+    program.write_text(there)
+    assert call(check=True)["changed"] is True
+    result = call()
+    assert result["unproved"] == [] and result["proofs"][0]["passed"] is True
+    assert call()["changed"] is False
+
+
 def test_in_the_background(call: Call, module_jobs: Path) -> None:
     started = call(background=True)
     assert started["changed"] is False

@@ -163,12 +163,17 @@ class TestRollback:
 
 @pytest.fixture(scope="class")
 def repaired(host: Host) -> Iterator[None]:
-    """Leave an environment with a library less to be repaired: another comes, and the damaged one is forgotten."""
+    """Leave what the tests found to be repaired: another environment comes, and the damaged one is forgotten."""
     yield
-    (packages_folder(host) / LIBRARY).unlink()
-    damaged = host.in_use()
-    converge(host, **NEWER)
-    assert inspect(wanted(host, **NEWER)).findings == () and host.in_use() != damaged
+    for damage in (
+        lambda folder: (folder / LIBRARY).unlink(),
+        lambda folder: (folder / "tiny_torch-1.0+cu1.dist-info").rename(folder / "tiny_torch-1.0+cpu.dist-info"),
+    ):
+        damaged = host.in_use()
+        damage(packages_folder(host))
+        assert inspect(wanted(host, **NEWER)).findings != ()
+        converge(host, **NEWER)
+        assert inspect(wanted(host, **NEWER)).findings == () and host.in_use() != damaged
 
 
 @pytest.mark.usefixtures("repaired")

@@ -71,7 +71,8 @@ def _run(text: str) -> Dict[str, Any]:
         _limit(request)
         result = _PROVERS[request.kind](request)
     except UnprovenError as error:
-        return {"error": str(error), "unproven": True, "reason": error.reason, "command": error.command}
+        about = {"reason": error.reason, "command": error.command, "passing": error.passing}
+        return {"error": str(error), "unproven": True, **about}
     except ModelfleetError as error:
         return {"error": str(error)}
     except ImportError as error:

@@ -86,7 +86,8 @@ def run_child(
             "run apply again",
         )
     if said.get("unproven") is True:
-        raise UnprovenError(plain(str(said.get("reason"))), plain(str(said.get("command"))))
+        reason, command = plain(str(said.get("reason"))), plain(str(said.get("command")))
+        raise UnprovenError(reason, command, passing=said.get("passing") is True)
     if "error" in said:
         raise InferenceError(f"{subject}: {plain(str(said['error']))}")
     kept = {

@@ -80,6 +80,7 @@ class Meter:
             raise UnprovenError(
                 f"{request.path} has {format_bytes(need.weights)} of weights, {device.name} {format_bytes(room)} free",
                 command,
+                passing=True,
             )
         self._resident = resident_peak_bytes()
         if device.torch.startswith("cuda"):

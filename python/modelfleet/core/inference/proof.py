@@ -10,7 +10,7 @@ from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Seq
 from ..errors import InferenceError, ModelfleetError, StackError
 from ..formats.judge import describe
 from ..hardware.verdict import FAIL
-from ..jobs import Progress
+from ..jobs import Progress, describe_os_error
 from ..privilege import Account, acting_as
 from ..runtime.environment import read_state
 from ..runtime.resolver.stack import resolve_stack
@@ -179,11 +179,14 @@ def prove(place: Place, wished: Wished, due: Iterable[Due], progress: Progress) 
             outcome.proofs.append(record)
         except UnprovenError as error:
             unproved = Unproved(subject.model, error.reason, error.command)
+            outcome.unproved.append(unproved)
+            if error.passing:
+                continue
             # Nothing that a later run could do better, as long as the grounds are these.
             record = {**unproved._asdict(), "unproved": True, **_said([], one), "passed": False}
-            outcome.unproved.append(unproved)
-        except InferenceError as error:
-            outcome.broken.append(str(error))
+        except (InferenceError, OSError) as error:
+            told = str(error) if isinstance(error, InferenceError) else f"{subject.model}: {describe_os_error(error)}"
+            outcome.broken.append(told)
             continue
         # Kept at once: the next may end the machine.
         _keep(place.store_path, owner, subject, record)

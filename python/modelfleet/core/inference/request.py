@@ -25,11 +25,15 @@ _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 
 class UnprovenError(InferenceError):
-    """Raised when a model may well work, and this proof cannot show it here: the ``reason``, what ``command`` does."""
+    """Raised when a model may well work, and this proof cannot show it here: the ``reason``, what ``command`` does.
 
-    def __init__(self, message: str, command: str) -> None:
+    ``passing``: it is for now, for what is free just then decides.
+    """
+
+    def __init__(self, message: str, command: str, passing: bool = False) -> None:
         self.reason = message
         self.command = command
+        self.passing = passing
         super().__init__(f"unproven here: {message}", f"prove it with: {command}")
 
 
