@@ -11,6 +11,7 @@ from pathlib import Path
 
 from modelfleet.core.privilege import Account
 from support.grounds import ground, owner
+from support.settled import stamp
 
 __all__ = ["ground", "owner"]
 
@@ -64,9 +65,9 @@ def test_it_is_fetched_proved_and_published_whole(checkout: Path, ground: Path, 
     }
     assert found == pinned and found[f"{UNIT}/model.safetensors"] == WEIGHTS_SHA256
     assert {path.stat().st_uid for path in (folder, *folder.rglob("*"))} == {owner.uid}
-    before = (folder / "model.safetensors").stat()
+    before = stamp(folder / "model.safetensors")
     assert "changed=0" in run(checkout, ground, owner)
-    assert (folder / "model.safetensors").stat() == before
+    assert stamp(folder / "model.safetensors") == before
 
 
 def test_the_shipped_lock_is_what_the_verb_writes(checkout: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from modelfleet.core.planning.document import HostPlan, ModelPlan
 from modelfleet.core.privilege import Account
 from support.grounds import needs_root
 from support.models import gguf
-from support.settled import soon_settled
+from support.settled import soon_settled, stamp
 from support.work import result_of
 
 __all__ = ["soon_settled"]
@@ -91,7 +91,7 @@ def test_a_summary_stays_one_line(call: Call, plan: dict[str, Any], store: Path)
 def test_a_repair_brings_what_is_broken_and_nothing_else(
     call: Call, runner: Callable[[str], Call], plan: dict[str, Any], store: Path
 ) -> None:
-    sound = (store / NAMES[1]).stat()
+    sound = stamp(store / NAMES[1])
     (store / NAMES[0]).write_bytes(CONTENT[::-1])
     result = call(plan=plan, repair=True)
     assert result["changed"] and result["summary"] == ""
@@ -103,7 +103,7 @@ def test_a_repair_brings_what_is_broken_and_nothing_else(
     ]
     assert fetching["bytes_to_fetch"] == len(CONTENT)
     assert runner("modelfleet_models")(plan=fetching)["published"] == [NAMES[0]]
-    assert (store / NAMES[0]).read_bytes() == CONTENT and (store / NAMES[1]).stat() == sound
+    assert (store / NAMES[0]).read_bytes() == CONTENT and stamp(store / NAMES[1]) == sound
     assert call(plan=plan, repair=True)["findings"] == []
 
 

@@ -12,6 +12,7 @@ from modelfleet.core import env_file
 from modelfleet.core.env_file import diff_lines, plan_env_file, wanted_variables, write_env_file
 from modelfleet.core.errors import ConfigurationError, EnvFileError, ModelfleetError, UnsafePathError
 from modelfleet.core.privilege import Account, current_account, find_account
+from support.settled import stamp
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to act as another account")
 
@@ -92,9 +93,9 @@ def test_content_mode_and_nothing_else(tmp_path: Path) -> None:
     assert write(path, {"A": "1"})
     assert path.read_text() == "# mine\nX=1\nA=1\n"
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
-    before = path.stat()
+    before = stamp(path)
     assert not write(path, {"A": "1"})
-    assert path.stat() == before
+    assert stamp(path) == before
     assert write(path, {"A": "1"}, mode=0o600)
 
 
