@@ -8,6 +8,7 @@ from pathlib import Path
 
 import ansible.module_utils
 import pytest
+from hypothesis import settings
 from support import containers
 
 # A module imports ansible.module_utils.modelfleet; AnsiballZ finds it through ansible.cfg, a unit test through this.
@@ -17,6 +18,13 @@ ansible.module_utils.__path__.append(str(Path(__file__).resolve().parents[1] / "
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add --long."""
     parser.addoption("--long", action="store_true", help="run the tests that take minutes, too")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let the normal run try the same examples every time; the long one looks for others."""
+    settings.register_profile("same", derandomize=True)
+    if not config.getoption("--long"):
+        settings.load_profile("same")
 
 
 def why_skip(item: pytest.Item) -> str:

